@@ -1,0 +1,24 @@
+//! What `gs_pitr` and `pitr-agent` say to each other: HTTP with JSON bodies under `/v1`.
+//!
+//! | request | body -> answer |
+//! |---|---|
+//! | `GET /v1/health` | -> [`Health`] |
+//! | `GET /v1/node` | -> [`NodeFacts`] |
+//! | `GET /v1/operations` | -> list of [`OperationStatus`] |
+//! | `POST /v1/operations` | [`StartOperation`] -> [`OperationStatus`] (same id and body again: the same operation) |
+//! | `GET /v1/operations/{id}` | -> [`OperationStatus`] |
+//! | `GET /v1/operations/{id}/events?after=SEQ` | -> NDJSON stream of [`Event`]; ends when the operation ends |
+//! | `POST /v1/operations/{id}/mark` | [`MarkRequest`] -> [`MarkResult`] (backup that is `copied`) |
+//! | `POST /v1/operations/{id}/ship` | -> [`OperationStatus`] (backup that is marked: WAL up to the point) |
+//! | `POST /v1/operations/{id}/release` | -> [`OperationStatus`] (backup that is shipped: WAL hold released) |
+//! | `POST /v1/operations/{id}/promote` | [`PromoteRequest`] -> [`OperationStatus`] (restore that is proved) |
+//! | `POST /v1/operations/{id}/bandwidth` | [`Bandwidth`] -> [`OperationStatus`] |
+//! | `POST /v1/operations/{id}/cancel` | -> [`OperationStatus`] |
+//!
+//! An answer other than 2xx carries an [`ApiError`].
+
+pub mod error;
+pub mod types;
+
+pub use error::{ApiError, ErrorKind};
+pub use types::*;

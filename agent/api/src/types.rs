@@ -1,0 +1,352 @@
+//! Request and response bodies.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use catalog::ids::{BackupId, EpochId};
+use catalog::model::{NodeBackup, NodePoint, Tablespace};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::ApiError;
+
+/// Version of this API; both sides refuse another one.
+pub const API_VERSION: u32 = 1;
+
+/// A string that no log, error or debug print shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// `GET /v1/health`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Health {
+    /// [`API_VERSION`] of the agent.
+    pub api_version: u32,
+    /// The agent's version.
+    pub version: String,
+    /// The agent's clock (UTC).
+    pub now: Timestamp,
+    /// When the agent started (UTC).
+    pub started: Timestamp,
+}
+
+/// `GET /v1/node`: the host, and its database if one answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Host name.
+    pub host: String,
+    /// `/etc/machine-id`, or a stable substitute.
+    pub machine_id: String,
+    /// OS user the agent runs as.
+    pub os_user: String,
+    /// Where it may restore to.
+    pub allow_roots: Vec<String>,
+    /// `PGDATA` it was told.
+    pub pgdata: Option<String>,
+    /// Port it was told the database listens on (or a restored one shall).
+    pub pg_port: Option<u16>,
+    /// PostgreSQL majors it has programs for, with their directories.
+    pub installed: BTreeMap<u32, String>,
+    /// Whether it has S3 credentials of its own.
+    pub has_credentials: bool,
+    /// The database, if it answers.
+    pub server: Option<ServerFacts>,
+    /// Why it does not.
+    pub server_error: Option<ApiError>,
+}
+
+/// What a running database says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// System identifier.
+    pub system_identifier: u64,
+    /// `server_version_num`.
+    pub server_version_num: u32,
+    /// Data directory.
+    pub data_directory: String,
+    /// Port it listens on.
+    pub port: u16,
+    /// WAL segment size in bytes.
+    pub wal_segment_size: u64,
+    /// Timeline.
+    pub timeline: u32,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    /// Sum of all databases' sizes in bytes.
+    pub size_bytes: u64,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+}
+
+/// How to reach the repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryAccess {
+    /// Bucket name.
+    pub bucket: String,
+    /// Prefix within it, without slashes at the ends; may be empty.
+    pub prefix: String,
+    /// Endpoint URL; `None`: AWS's own.
+    pub endpoint: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// Certificates (PEM) that the endpoint's is signed by, beside the system's.
+    pub ca_pem: Option<String>,
+    /// Credentials for agents that have none of their own.
+    pub credentials: Option<Credentials>,
+}
+
+/// S3 credentials, kept in memory only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Access key id.
+    pub access_key_id: String,
+    /// Secret access key.
+    pub secret_access_key: Secret,
+    /// Session token.
+    pub session_token: Option<Secret>,
+}
+
+/// `POST /v1/operations`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartOperation {
+    /// Chosen by the client: sending the same request again finds the same operation.
+    pub operation: Uuid,
+    /// The repository.
+    pub repository: RepositoryAccess,
+    /// What to do.
+    pub spec: OperationSpec,
+    /// Upload or download limit in bytes a second; `None`: none.
+    pub bandwidth: Option<u64>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum OperationSpec {
+    /// Copy this node.
+    Backup(BackupSpec),
+    /// Bring a node back on this host.
+    Restore(Box<RestoreSpec>),
+}
+
+/// Copy this node into the repository. The client has registered node and epoch before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupSpec {
+    /// The backup it becomes a part of.
+    pub backup_id: BackupId,
+    /// The node's id.
+    pub node_id: Uuid,
+    /// The node's open epoch.
+    pub epoch: EpochId,
+    /// Which try of this node it is, from 1.
+    pub attempt: u32,
+    /// Files read and compressed at the same time.
+    pub jobs: u32,
+    /// zstd level, 1 to 19.
+    pub level: i32,
+    /// The operator's label, shown in the database's own view of the backup.
+    pub label: Option<String>,
+    /// Whether the checkpoint at the start hurries.
+    pub fast_checkpoint: bool,
+}
+
+/// Bring one node's copy back into an empty directory and recover it to a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreSpec {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// The node's part of the backup's manifest, verified by the client against the manifest's hash.
+    pub node: NodeBackup,
+    /// The node's part of the point.
+    pub point: NodePoint,
+    /// Data directory to create: absolute, its parent exists, itself absent or empty. Tablespaces go to
+    /// `<target>.tablespaces/<oid>`, configuration from outside the data directory to `<target>.config/`.
+    pub target: String,
+    /// Port of the restored database; `None`: the source's.
+    pub port: Option<u16>,
+    /// Ranges fetched and decompressed at the same time.
+    pub jobs: u32,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Checks before anything is changed.
+    Preparing,
+    /// Backup: files go to the bucket.
+    Copying,
+    /// Backup: the copy is whole; waits for `mark`.
+    Copied,
+    /// Backup: restore point made; waits for `ship` (or another `mark`).
+    Marked,
+    /// Backup: WAL up to the point goes to the bucket.
+    Shipping,
+    /// Backup: all is in the bucket and read back; waits for `release`.
+    Shipped,
+    /// Restore: files come from the bucket.
+    Fetching,
+    /// Restore: the database replays WAL, closed to everybody.
+    Recovering,
+    /// Restore: `pg_control` proves the point; waits for `promote`.
+    Proved,
+    /// Restore: the database is promoted and opened.
+    Promoting,
+    /// It has ended well.
+    Done,
+    /// It has ended with an error.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether nothing more will happen.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// How far an operation is. All figures only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Plain bytes expected in this phase; grows when more is found.
+    pub bytes_total: u64,
+    /// Plain bytes read (backup) or written (restore).
+    pub bytes_done: u64,
+    /// Bytes sent to or fetched from the bucket.
+    pub stored_bytes: u64,
+    /// Files done.
+    pub files_done: u64,
+    /// WAL segments sent or replayed.
+    pub wal_segments: u64,
+}
+
+/// An operation as it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// Its id.
+    pub operation: Uuid,
+    /// `backup` or `restore`.
+    pub kind: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// When it began (UTC).
+    pub started: Timestamp,
+    /// When it ended (UTC).
+    pub ended: Option<Timestamp>,
+    /// How far it is.
+    pub progress: Progress,
+    /// Things the operator should know.
+    pub warnings: Vec<String>,
+    /// Why it failed.
+    pub error: Option<ApiError>,
+    /// Backup, from `shipped` on: the node's part of the manifest.
+    pub backup: Option<Box<NodeBackup>>,
+    /// Backup, from `shipped` on: the node's part of the point.
+    pub point: Option<NodePoint>,
+    /// Restore, when done.
+    pub restored: Option<Restored>,
+}
+
+/// `POST .../mark`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MarkRequest {
+    /// Name of the restore point, at most 63 bytes of ASCII.
+    pub restore_point: String,
+}
+
+/// The restore point that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MarkResult {
+    /// Its name.
+    pub restore_point: String,
+    /// End of its record, `X/X`.
+    pub end_lsn: String,
+    /// Timeline.
+    pub timeline: u32,
+    /// By the node's clock (UTC).
+    pub made: Timestamp,
+}
+
+/// `POST .../promote`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PromoteRequest {
+    /// Whether the promoted database is left running and open to its clients.
+    pub open: bool,
+}
+
+/// A node that was brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Its data directory.
+    pub data_directory: String,
+    /// Minimum recovery point that `pg_control` had when recovery had ended, `X/X`.
+    pub recovered_to: String,
+    /// Timeline after promotion.
+    pub timeline: u32,
+    /// Where the new timeline begins, `X/X`.
+    pub fork_lsn: String,
+    /// Port it listens on.
+    pub port: u16,
+    /// Whether it is running.
+    pub running: bool,
+    /// Command that starts it, as argv.
+    pub start_command: Vec<String>,
+}
+
+/// `POST .../bandwidth`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Bytes a second; `None`: no limit.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// One line of the event stream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// From 1, without gaps, per operation. Progress is folded: a reader that was away gets the newest.
+    pub seq: u64,
+    /// By the agent's clock (UTC).
+    pub at: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// It is further.
+    Progress {
+        /// How far.
+        progress: Progress,
+    },
+    /// It entered a phase.
+    Phase {
+        /// Which.
+        phase: Phase,
+    },
+    /// Something the operator should know.
+    Warning {
+        /// What.
+        message: String,
+    },
+    /// It failed; the stream ends after this.
+    Error {
+        /// Why.
+        error: ApiError,
+    },
+}

@@ -1,0 +1,8 @@
+//! What the bytes in the bucket mean: repository layout, data nodes, epochs, manifests, points, the log.
+//!
+//! The bucket is the truth and is write-once. A backup exists when its manifest object exists; the
+//! manifest is created last and only if absent. docs/FORMAT.md specifies every object byte by byte.
+
+mod decimal;
+pub mod ids;
+pub mod model;

@@ -1,0 +1,9 @@
+//! Bytes to and from object storage: compression, checksums, multipart uploads, ranged downloads.
+//!
+//! Knows nothing of databases. The way of a byte out is
+//! read -> frame (zstd, SHA-256) -> [`pack`] -> upload -> [`store`]; the way back is
+//! [`store`] -> download (every frame verified before it is used) -> the caller's sink.
+//! Compression and hashing run on named threads, tokio does I/O only.
+
+pub mod pack;
+pub mod store;
