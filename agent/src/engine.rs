@@ -1,0 +1,3 @@
+//! Ways to copy a data node.
+
+pub mod direct;

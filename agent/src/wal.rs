@@ -1,0 +1,1 @@
+//! WAL of a running node, from its slot into the bucket.
