@@ -2,4 +2,14 @@
 //!
 //! Nothing here is linked into a product crate.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::must_use_candidate,
+    clippy::format_push_string,
+    reason = "the whole crate is test code: a panic is a failed test, with its reason"
+)]
+
 pub mod memory_store;
+pub mod os;
+pub mod postgres;
