@@ -10,6 +10,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 
+pub mod s3;
+
 /// The name of an object, relative to the repository's prefix.
 ///
 /// Never empty, never begins or ends with `/`, has no empty, `.` or `..` component, at most 900 bytes.
