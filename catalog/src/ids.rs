@@ -16,6 +16,16 @@ pub struct InvalidId {
     example: &'static str,
 }
 
+impl InvalidId {
+    pub(crate) fn new(kind: &'static str, text: &str, example: &'static str) -> Self {
+        Self {
+            kind,
+            text: text.to_owned(),
+            example,
+        }
+    }
+}
+
 fn stamp(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC)
         .strftime("%Y%m%dT%H%M%SZ")
@@ -69,11 +79,7 @@ macro_rules! id {
                 if Self::is_valid(&text) {
                     Ok(Self(text))
                 } else {
-                    Err(InvalidId {
-                        kind: $kind,
-                        text,
-                        example: $example,
-                    })
+                    Err(InvalidId::new($kind, &text, $example))
                 }
             }
         }
@@ -157,5 +163,53 @@ impl EpochId {
             && is_hex(&text[..8], 8)
             && text.as_bytes()[8] == b'-'
             && is_hex(&text[9..], 8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn made_ids_are_valid_and_sort_by_time(a in 0_i64..4_000_000_000, b in 0_i64..4_000_000_000) {
+            let at = |second| Timestamp::from_second(second).unwrap();
+            let (first, second) = (BackupId::generate(at(a), true), BackupId::generate(at(b), false));
+            prop_assert_eq!(&first.as_str().parse::<BackupId>().unwrap(), &first);
+            if a != b {
+                prop_assert_eq!(a < b, first < second);
+            }
+            let point = PointId::generate(at(a));
+            prop_assert_eq!(&point.as_str().parse::<PointId>().unwrap(), &point);
+            prop_assert!(point.as_str().parse::<BackupId>().is_err());
+        }
+
+        #[test]
+        fn epoch_ids_begin_with_their_timeline(timeline in any::<u32>()) {
+            let epoch = EpochId::generate(timeline);
+            prop_assert_eq!(&epoch.as_str().parse::<EpochId>().unwrap(), &epoch);
+            prop_assert_eq!(&epoch.as_str()[..8], format!("{timeline:08x}"));
+        }
+
+        #[test]
+        fn no_text_makes_an_id_panic_or_leave_its_key(text in "\\PC{0,30}") {
+            for valid in [
+                BackupId::from_str(&text).is_ok(),
+                PointId::from_str(&text).is_ok(),
+                EpochId::from_str(&text).is_ok(),
+            ] {
+                prop_assert!(!valid || !text.contains(['/', '.']));
+            }
+        }
+
+        #[test]
+        fn a_changed_letter_is_no_id_or_another(at in 0_usize..27, letter in "[ -~]") {
+            let id = BackupId::generate(Timestamp::UNIX_EPOCH, true);
+            let mut text = id.to_string();
+            text.replace_range(at..=at, &letter);
+            prop_assert!(text.parse::<BackupId>().map_or(true, |other| (other == id) == (text == id.as_str())));
+        }
     }
 }

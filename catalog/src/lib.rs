@@ -3,6 +3,16 @@
 //! The bucket is the truth and is write-once. A backup exists when its manifest object exists; the
 //! manifest is created last and only if absent. docs/FORMAT.md specifies every object byte by byte.
 
+mod check;
 mod decimal;
+pub mod envelope;
+pub mod error;
 pub mod ids;
+pub mod keys;
 pub mod model;
+mod put;
+pub mod repo;
+pub mod wal;
+
+pub use error::CatalogError;
+pub use repo::Catalog;

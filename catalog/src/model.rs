@@ -1,7 +1,7 @@
 //! The bodies of the repository's JSON objects, format version 1 (docs/FORMAT.md).
 //!
-//! Every struct keeps the fields it does not know in `extra`, so that an older program that
-//! rewrites what it read (the mirror) loses nothing.
+//! Every struct keeps the fields it does not know in `extra`, so that what an older program passes on
+//! loses nothing. Operation records are the exception: they are read and never passed on.
 
 use jiff::Timestamp;
 use pipeline::pack::{IndexInfo, PackInfo};
@@ -12,6 +12,9 @@ use crate::ids::{BackupId, EpochId, PointId};
 
 /// Fields of a newer minor version, kept as they are.
 pub type Extra = serde_json::Map<String, serde_json::Value>;
+
+/// The format this program writes, and the newest `major` it reads.
+pub const FORMAT: FormatVersion = FormatVersion { major: 1, minor: 0 };
 
 /// The format of the repository. A reader refuses a newer `major`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +160,9 @@ pub struct Tablespace {
     pub oid: u32,
     /// Absolute path on the source.
     pub location: String,
+    /// See [`Extra`].
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// The copy of one node.
@@ -239,6 +245,9 @@ pub struct Attachment {
     pub source: String,
     /// What it is.
     pub role: AttachmentRole,
+    /// See [`Extra`].
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// What a configuration file is to the server.
@@ -308,7 +317,7 @@ pub struct NodePoint {
 }
 
 /// What a log entry records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogAction {
     /// The repository was created (entry 1).
@@ -323,6 +332,9 @@ pub enum LogAction {
     BackupCommitted,
     /// A backup was deleted.
     BackupDeleted,
+    /// What a newer minor version calls an action that this one does not know.
+    #[serde(untagged)]
+    Other(String),
 }
 
 /// `log/<seq>.json`: what was committed and removed, each entry naming the one before.
@@ -390,4 +402,7 @@ pub enum OperationEvent {
         /// The error's words.
         error: Option<String>,
     },
+    /// An event that only a newer minor version knows.
+    #[serde(other)]
+    Unknown,
 }
