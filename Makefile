@@ -1,0 +1,40 @@
+# gs_pitr: what a developer and a curious visitor need. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+CARGO_FLAGS ?= --locked
+SETUP := ./.ci/setup
+
+.PHONY: help setup build test test-full demo bench lint docs
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## install what demo and tests need, by apt (as root or with sudo); says what
+	@$(SETUP)
+
+build: ## build the programs as users run them (release)
+	$(CARGO) build $(CARGO_FLAGS) --release -p gs_pitr -p pitr-agent
+
+test: setup ## all tests that CI runs
+	$(CARGO) build $(CARGO_FLAGS) --workspace --bins
+	$(CARGO) test $(CARGO_FLAGS) --workspace
+
+test-full: setup ## the slow matrices too; their last result stands in docs/TESTING.md
+	$(CARGO) build $(CARGO_FLAGS) --workspace --bins
+	GS_PITR_TEST_FULL=1 $(CARGO) test $(CARGO_FLAGS) --workspace
+
+demo: setup ## three databases, one backup, the databases destroyed, all back from the bucket
+	$(CARGO) build $(CARGO_FLAGS) --workspace --bins
+	$(CARGO) run $(CARGO_FLAGS) --quiet -p tests --bin demo
+
+bench: setup ## speed and memory against limits and peers, in one run
+	$(CARGO) build $(CARGO_FLAGS) --release --workspace --bins
+	./target/release/bench-pipeline
+	./target/release/bench-node
+
+lint: ## what CI denies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
+	$(CARGO) deny check bans licenses sources
