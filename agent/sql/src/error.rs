@@ -1,0 +1,217 @@
+//! Errors by what the caller or the operator can do about them.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio_postgres::error::{DbError, Severity};
+
+/// Why a statement, or the log-in before it, did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SqlError {
+    /// No server answers there, or it takes no connections now.
+    #[error("no connection to the database at {target}: {message}")]
+    Unreachable {
+        /// Host and port, or socket.
+        target: String,
+        /// The system's or the server's words.
+        message: String,
+    },
+    /// The password is wrong or missing.
+    #[error("the database refuses the password of user {user:?}: {message}")]
+    WrongPassword {
+        /// Database user.
+        user: String,
+        /// The server's words.
+        message: String,
+    },
+    /// The server refuses this user, host or database.
+    #[error("the database refuses the log-in of user {user:?}: {message}")]
+    Refused {
+        /// Database user.
+        user: String,
+        /// The server's words.
+        message: String,
+    },
+    /// The user lacks a privilege.
+    #[error("{what} is not permitted: {message}; run as superuser: {grant}")]
+    Privilege {
+        /// What was tried.
+        what: &'static str,
+        /// The server's words.
+        message: String,
+        /// Statement that grants it.
+        grant: String,
+    },
+    /// A setting of the server does not allow it.
+    #[error("{name} is {value}, needed is {needed}")]
+    Setting {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// Value that would do.
+        needed: String,
+    },
+    /// A name or label that cannot be sent.
+    #[error("{what} {value:?} is not usable: {reason}")]
+    BadName {
+        /// What it names.
+        what: &'static str,
+        /// The name.
+        value: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The session is gone. Whatever lived in it (a backup) is gone with it.
+    #[error("the database session was lost during {what}: {message}")]
+    Lost {
+        /// What was under way.
+        what: &'static str,
+        /// What is known about it.
+        message: String,
+    },
+    /// No answer in time. The statement may have taken effect.
+    #[error("{what} got no answer from the database within {} s", after.as_secs())]
+    Timeout {
+        /// What was under way.
+        what: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// Somebody asked for it to stop. The statement may have taken effect.
+    #[error("{what} was cancelled")]
+    Cancelled {
+        /// What was under way.
+        what: &'static str,
+    },
+    /// The server says no for another reason.
+    #[error("{what} failed in the database: {message} (SQLSTATE {sqlstate})")]
+    Server {
+        /// What was tried.
+        what: &'static str,
+        /// SQLSTATE.
+        sqlstate: String,
+        /// The server's words, detail and hint included.
+        message: String,
+    },
+    /// The server answered something this program does not understand.
+    #[error("unexpected answer of the database to {what}: {answer}")]
+    Answer {
+        /// What was asked.
+        what: &'static str,
+        /// What came back.
+        answer: String,
+    },
+}
+
+impl SqlError {
+    /// Whether the session that it came from can still be used.
+    #[must_use]
+    pub fn session_is_gone(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    /// Of a failed log-in.
+    pub(crate) fn of_login(error: &tokio_postgres::Error, user: &str, target: &str) -> Self {
+        let user = user.to_owned();
+        match error.as_db_error() {
+            Some(db) => match db.code().code() {
+                "28P01" => Self::WrongPassword {
+                    user,
+                    message: words(db),
+                },
+                // invalid_authorization_specification, no such database, no CONNECT privilege
+                "28000" | "3D000" | "42501" => Self::Refused {
+                    user,
+                    message: words(db),
+                },
+                _ => Self::Unreachable {
+                    target: target.to_owned(),
+                    message: words(db),
+                },
+            },
+            None => {
+                let message = chain(error);
+                // tokio-postgres has no public kind for "the server wants one, none was given".
+                if message.contains("password missing") {
+                    return Self::WrongPassword { user, message };
+                }
+                Self::Unreachable {
+                    target: target.to_owned(),
+                    message,
+                }
+            }
+        }
+    }
+
+    /// Of a failed statement.
+    pub(crate) fn of_statement(
+        error: &tokio_postgres::Error,
+        what: &'static str,
+        user: &str,
+    ) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Self::Lost {
+                what,
+                message: chain(error),
+            };
+        };
+        // FATAL and PANIC end the session: shutdown, crash of another backend, pg_terminate_backend,
+        // idle timeouts.
+        if matches!(
+            db.parsed_severity(),
+            Some(Severity::Fatal | Severity::Panic)
+        ) {
+            return Self::Lost {
+                what,
+                message: words(db),
+            };
+        }
+        match db.code().code() {
+            "42501" => Self::Privilege {
+                what,
+                message: words(db),
+                grant: grant_for(db.message(), user),
+            },
+            code => Self::Server {
+                what,
+                sqlstate: code.to_owned(),
+                message: words(db),
+            },
+        }
+    }
+}
+
+/// The grant that mends an "insufficient privilege", as far as the server's words tell.
+fn grant_for(message: &str, user: &str) -> String {
+    let role = crate::text::identifier(user);
+    // "permission denied for function pg_backup_start": the caller's preflight knows the signature, this
+    // is only for privileges that went missing in between.
+    match message.strip_prefix("permission denied for function ") {
+        Some(function) => format!("GRANT EXECUTE ON FUNCTION {function} TO {role};"),
+        None if message.contains("replication") => format!("ALTER ROLE {role} REPLICATION;"),
+        None => format!("GRANT pg_monitor TO {role};"),
+    }
+}
+
+/// Message, detail and hint on one line.
+fn words(db: &DbError) -> String {
+    let mut words = db.message().to_owned();
+    for more in [db.detail(), db.hint()].into_iter().flatten() {
+        words.push_str("; ");
+        words.push_str(more);
+    }
+    words.replace('\n', " ")
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        words.push_str(": ");
+        words.push_str(&next.to_string());
+        cause = next.source();
+    }
+    words
+}
