@@ -13,5 +13,10 @@
 pub mod fleet;
 pub mod load;
 pub mod memory_store;
+pub mod minio;
 pub mod os;
 pub mod postgres;
+pub mod s3;
+pub mod skip;
+
+pub use skip::skip;
