@@ -17,7 +17,9 @@
 //!
 //! An answer other than 2xx carries an [`ApiError`].
 
+pub mod client;
 pub mod error;
+pub mod identity;
 pub mod types;
 
 pub use error::{ApiError, ErrorKind};

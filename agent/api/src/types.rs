@@ -90,6 +90,7 @@ pub struct ServerFacts {
 
 /// How to reach the repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RepositoryAccess {
     /// Bucket name.
     pub bucket: String,
@@ -107,6 +108,7 @@ pub struct RepositoryAccess {
 
 /// S3 credentials, kept in memory only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Credentials {
     /// Access key id.
     pub access_key_id: String,
@@ -118,6 +120,7 @@ pub struct Credentials {
 
 /// `POST /v1/operations`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StartOperation {
     /// Chosen by the client: sending the same request again finds the same operation.
     pub operation: Uuid,
@@ -141,6 +144,7 @@ pub enum OperationSpec {
 
 /// Copy this node into the repository. The client has registered node and epoch before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BackupSpec {
     /// The backup it becomes a part of.
     pub backup_id: BackupId,
@@ -162,6 +166,7 @@ pub struct BackupSpec {
 
 /// Bring one node's copy back into an empty directory and recover it to a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RestoreSpec {
     /// The backup.
     pub backup_id: BackupId,
@@ -211,10 +216,36 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Its name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Copied => "copied",
+            Self::Marked => "marked",
+            Self::Shipping => "shipping",
+            Self::Shipped => "shipped",
+            Self::Fetching => "fetching",
+            Self::Recovering => "recovering",
+            Self::Proved => "proved",
+            Self::Promoting => "promoting",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing more will happen.
     #[must_use]
     pub fn is_end(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -262,6 +293,7 @@ pub struct OperationStatus {
 
 /// `POST .../mark`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MarkRequest {
     /// Name of the restore point, at most 63 bytes of ASCII.
     pub restore_point: String,
@@ -282,6 +314,7 @@ pub struct MarkResult {
 
 /// `POST .../promote`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PromoteRequest {
     /// Whether the promoted database is left running and open to its clients.
     pub open: bool,
@@ -308,6 +341,7 @@ pub struct Restored {
 
 /// `POST .../bandwidth`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bandwidth {
     /// Bytes a second; `None`: no limit.
     pub bytes_per_second: Option<u64>,
@@ -316,7 +350,8 @@ pub struct Bandwidth {
 /// One line of the event stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// From 1, without gaps, per operation. Progress is folded: a reader that was away gets the newest.
+    /// From 1, growing, per operation. Progress is folded: a gap is progress that was overtaken before
+    /// the reader asked.
     pub seq: u64,
     /// By the agent's clock (UTC).
     pub at: Timestamp,
