@@ -259,10 +259,11 @@ impl Fleet {
     ///
     /// # Panics
     /// If its agent does not start.
-    pub fn add_host(&mut self, name: &str) -> usize {
+    pub fn add_host(&mut self, name: &str, more: &[&str]) -> usize {
         let root = self.scratch.directory(name);
         let port = os::free_port().to_string();
-        let agent = self.start_agent(name, &root, None, &["--pg-port", &port]);
+        let args: Vec<_> = ["--pg-port", &port].iter().chain(more).copied().collect();
+        let agent = self.start_agent(name, &root, None, &args);
         self.hosts.push(Host {
             name: name.to_owned(),
             root,
@@ -387,7 +388,7 @@ impl Fleet {
     /// # Panics
     /// If it cannot be run.
     pub fn run(&self, args: &[&str]) -> Run {
-        wait(self.command(args), Duration::from_secs(300))
+        wait(self.command(args), Duration::from_mins(5))
     }
 
     /// The agents' addresses of some hosts, as `--nodes` wants them.

@@ -10,6 +10,7 @@
     reason = "the whole crate is test code: a panic is a failed test, with its reason"
 )]
 
+pub mod bucket;
 pub mod fleet;
 pub mod load;
 pub mod memory_store;

@@ -1,0 +1,390 @@
+//! The main job, as a user runs it: three real databases under load, one backup straight into a bucket, the databases destroyed,
+//! every one back from the bucket alone, recovered to its restore point.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use catalog::model::{Manifest, Point};
+use catalog::repo::Catalog;
+use serde_json::Value;
+use support::bucket::Bucket;
+use support::fleet::{Fleet, Run};
+use support::load::{self, Ledger, Load, Verdict};
+use support::os;
+use support::postgres::{self, ClusterOptions, Installation};
+
+/// Sends a signal to a process of ours.
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().expect("a pid")).expect("a pid");
+    rustix::process::kill_process(pid, signal).expect("the process is there");
+}
+
+/// Runs the backup while the first node's agent is held still, from the moment it copies until the last node has
+/// ended its copy and `between` is done: so what `between` does comes after that copy and before the point.
+async fn backup_with_pause(fleet: &Fleet, between: impl Future<Output = ()>) -> Run {
+    let nodes = fleet.addresses(&[0, 1, 2]);
+    let args = [
+        "backup", "--nodes", &nodes, "--output", "json", "--label", "main job",
+    ];
+    let mut command = fleet.command(&args);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("gs_pitr");
+    let (lines, mut seen) = tokio::sync::mpsc::channel::<String>(10_000);
+    let stdout = BufReader::new(child.stdout.take().expect("its output"));
+    std::thread::spawn(move || {
+        for line in stdout.lines().map_while(Result::ok) {
+            if lines.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let (held, last) = (fleet.hosts[0].agent.pid(), &fleet.hosts[2].agent.address);
+    let (mut stdout, mut between, mut stopped) = (String::new(), Some(between), false);
+    let deadline = Instant::now() + Duration::from_secs(240);
+    while let Ok(Some(line)) = tokio::time::timeout(Duration::from_secs(120), seen.recv()).await {
+        assert!(
+            Instant::now() < deadline,
+            "the backup takes too long: {stdout}"
+        );
+        stdout.push_str(&line);
+        stdout.push('\n');
+        let event: Value = serde_json::from_str(&line).expect("every line is JSON");
+        let phase_of = |address: &str| event["phase"].as_str().filter(|_| event["node"] == address);
+        if !stopped && phase_of(&fleet.hosts[0].agent.address) == Some("copying") {
+            signal(held, rustix::process::Signal::STOP);
+            stopped = true;
+        }
+        if stopped
+            && phase_of(last) == Some("copied")
+            && let Some(between) = between.take()
+        {
+            between.await;
+            signal(held, rustix::process::Signal::CONT);
+        }
+    }
+    let status = child.wait().expect("gs_pitr ends");
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .expect("its errors")
+        .read_to_string(&mut stderr)
+        .expect("text");
+    let run = Run {
+        code: status.code().unwrap_or(-1),
+        stdout,
+        stderr,
+    };
+    assert!(
+        between.is_none(),
+        "the last node never said `copied` while the first was held: {run:?}"
+    );
+    run
+}
+
+fn amcheck(installation: &Installation, socket: &Path, port: u16) {
+    let mut command = os::command(installation.bindir.join("pg_amcheck"));
+    command
+        .arg("-h")
+        .arg(socket)
+        .args(["-p", &port.to_string(), "-U", postgres::SUPERUSER]);
+    command.args(["--heapallindexed", "--database", "shop db"]);
+    let output = command.output().expect("pg_amcheck");
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && words.is_empty(),
+        "pg_amcheck: {words}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn checksums(installation: &Installation, data: &Path) {
+    let mut command = os::command(installation.bindir.join("pg_checksums"));
+    let output = command
+        .arg("--check")
+        .arg("-D")
+        .arg(data)
+        .output()
+        .expect("pg_checksums");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+struct Source {
+    host: String,
+    ledger: Ledger,
+}
+
+/// Brings up three databases of different kinds.
+async fn sources(fleet: &mut Fleet, installation: &Installation) {
+    let options = |config_outside, password: Option<&str>| ClusterOptions {
+        data_checksums: true,
+        config_outside,
+        password: password.map(str::to_owned),
+        ..ClusterOptions::default()
+    };
+    fleet.add_database("node one", installation, options(true, None));
+    fleet.add_database("node2", installation, options(false, None));
+    fleet.add_database("node3", installation, options(false, None));
+    for (number, host) in fleet.hosts.iter().enumerate() {
+        let space = host.root.join("old space");
+        fs::create_dir(&space).expect("a tablespace");
+        os::give(&space);
+        load::prepare(
+            host.cluster.as_ref().expect("a database"),
+            &space,
+            number == 0,
+        )
+        .await;
+    }
+}
+
+async fn manifest_and_point(bucket: &Bucket, id: &str) -> (Manifest, Point) {
+    let catalog = Catalog::open(bucket.store()).await.expect("a repository");
+    let manifest = catalog
+        .manifest(&id.parse().expect("an id"))
+        .await
+        .expect("a manifest");
+    let point = manifest.point.clone().expect("a point");
+    let point = catalog.point(&point).await.expect("the point");
+    (manifest, point)
+}
+
+async fn main_job(bucket: Bucket) {
+    let installation = Installation::newest();
+    let mut fleet = Fleet::new("main", &bucket.config());
+    sources(&mut fleet, &installation).await;
+    let ledgers = fleet.path().join("ledgers");
+    fs::create_dir(&ledgers).expect("ledgers");
+    let cluster = |fleet: &Fleet, number: usize| -> PathBuf { fleet.hosts[number].root.clone() };
+    let loads: Vec<_> = fleet
+        .hosts
+        .iter()
+        .map(|host| Load::start(host.cluster.as_ref().expect("a database"), &ledgers, 3))
+        .collect();
+
+    // A tablespace that the copy does not know, and the WAL does.
+    let new_space = cluster(&fleet, 2).join("new space");
+    fs::create_dir(&new_space).expect("new space");
+    os::give(&new_space);
+    let third = fleet.hosts[2].cluster.as_ref().expect("a database");
+    let between = async {
+        let place = new_space.display();
+        third
+            .execute(&format!(
+                "CREATE TABLESPACE \"new space\" LOCATION '{place}'"
+            ))
+            .await;
+        let client = third.connect("shop db").await;
+        let sql = "CREATE TABLE late TABLESPACE \"new space\" AS SELECT g FROM generate_series(1, 3000) g";
+        client
+            .batch_execute(sql)
+            .await
+            .expect("a table in the new tablespace");
+    };
+    let result = backup_with_pause(&fleet, between).await.good().result();
+    assert_eq!(result["event"], "result");
+    assert_eq!(
+        (&result["status"], &result["consistency"]),
+        (&"ok".into(), &"per-node".into())
+    );
+    let id = result["backup_id"].as_str().expect("an id").to_owned();
+
+    // The load runs on through the point, so that there is something that must not come back.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut found = Vec::new();
+    for (load, host) in loads.into_iter().zip(&fleet.hosts) {
+        let port = host.cluster.as_ref().expect("a database").port();
+        found.push(Source {
+            host: format!("127.0.0.1:{port}"),
+            ledger: load.stop().await,
+        });
+    }
+    // Nothing of the operation stays on the sources.
+    for host in &fleet.hosts {
+        let slots = "SELECT count(*) FROM pg_replication_slots";
+        let count = host
+            .cluster
+            .as_ref()
+            .expect("a database")
+            .query_one("postgres", slots)
+            .await;
+        assert_eq!(count, "0", "slots left on {}", host.name);
+    }
+    assert_eq!(bucket.uploads_under_way().unwrap_or(0), 0, "uploads left");
+    let (manifest, point) = manifest_and_point(&bucket, &id).await;
+
+    // The disaster: databases, agents and every one of their directories are gone, and so is the CLI's own state.
+    let source_ports: Vec<_> = fleet
+        .hosts
+        .iter()
+        .map(|host| host.cluster.as_ref().expect("a database").port())
+        .collect();
+    for mut host in std::mem::take(&mut fleet.hosts) {
+        host.agent.kill();
+        host.cluster.as_ref().expect("a database").stop("immediate");
+        fs::remove_dir_all(&host.root).expect("the directory goes");
+    }
+    fs::remove_dir_all(fleet.home().join(".gs_pitr/repositories"))
+        .expect("the mirror was there and goes");
+
+    // Other hosts, without databases; only the parent of the new tablespace's literal path exists again.
+    os::give(&{
+        let parent = new_space.parent().expect("a parent").to_owned();
+        fs::create_dir(&parent).expect("parent");
+        parent
+    });
+    let target = fleet.path().join("restored here");
+    fs::create_dir(&target).expect("target");
+    os::give(&target);
+    let target_text = target.display().to_string();
+    let new_parent = new_space.parent().expect("a parent").display().to_string();
+    for name in ["new1", "new2", "new3"] {
+        fleet.add_host(
+            name,
+            &["--allow-root", &target_text, "--allow-root", &new_parent],
+        );
+    }
+    let nodes = fleet.addresses(&[0, 1, 2]);
+    let maps: Vec<_> = source_ports
+        .iter()
+        .zip(&fleet.hosts)
+        .map(|(port, host)| {
+            let source = manifest
+                .nodes
+                .iter()
+                .find(|node| node.port == *port)
+                .expect("the node");
+            format!("{}={}", source.node_id, host.agent.address)
+        })
+        .collect();
+    let mut args = vec![
+        "restore",
+        "--id",
+        &id,
+        "--nodes",
+        &nodes,
+        "--target-dir",
+        &target_text,
+        "--output",
+        "json",
+        "--yes",
+    ];
+    for map in &maps {
+        args.extend(["--map", map]);
+    }
+    let restored = fleet.run(&args).good().result();
+    assert_eq!(restored["status"], "ok");
+
+    for (number, source) in found.iter().enumerate() {
+        let node = manifest
+            .nodes
+            .iter()
+            .find(|node| node.port == source_ports[number])
+            .expect("the node");
+        let of_point = point
+            .nodes
+            .iter()
+            .find(|entry| entry.node_id == node.node_id)
+            .expect("its point");
+        let entry = restored["nodes"].as_array().expect("nodes").iter();
+        let entry = entry
+            .clone()
+            .find(|entry| entry["node_id"] == node.node_id.to_string())
+            .expect("its result");
+        assert_eq!(entry["running"], true);
+        assert_eq!(entry["recovered_to"], of_point.end_lsn);
+        let port: u16 = entry["port"]
+            .as_u64()
+            .expect("a port")
+            .try_into()
+            .expect("a port");
+        let socket = &fleet.hosts[number].root;
+        let client = postgres::connect(socket, port, "shop db").await;
+        let (stop, end) = (load::lsn(&node.stop_lsn), load::lsn(&of_point.end_lsn));
+        let verdict = source.ledger.check(&client, stop, end).await;
+        let verdict =
+            verdict.unwrap_or_else(|e| panic!("node {} ({}): {e}", number + 1, source.host));
+        assert!(
+            verdict.required > 0 && verdict.forbidden > 0,
+            "the load proves nothing: {verdict:?}"
+        );
+        report(number, &verdict);
+        let data = PathBuf::from(entry["data_directory"].as_str().expect("a data directory"));
+        assert_eq!(data, target.join(node.node_id.to_string()));
+        if number == 0 {
+            assert_eq!(
+                postgres::query_one(&client, "SHOW work_mem").await,
+                "5MB",
+                "configuration travels"
+            );
+            assert_eq!(
+                postgres::query_one(&client, "SELECT count(*) FROM big").await,
+                "2000"
+            );
+        }
+        if number == 2 {
+            assert!(
+                verdict.from_wal > 0,
+                "no row younger than the copy: {verdict:?}"
+            );
+            assert_eq!(
+                postgres::query_one(&client, "SELECT count(*) FROM late").await,
+                "3000"
+            );
+        }
+        let old = postgres::query_one(
+            &client,
+            "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'old space'",
+        );
+        assert!(
+            Path::new(&old.await).starts_with(&target),
+            "tablespaces are mapped below the target"
+        );
+        amcheck(&installation, socket, port);
+        drop(client);
+        stop(&installation, &data);
+        checksums(&installation, &data);
+    }
+}
+
+fn stop(installation: &Installation, data: &Path) {
+    let mut command = os::command(installation.bindir.join("pg_ctl"));
+    let status = command
+        .args(["stop", "-w", "-m", "fast", "-D"])
+        .arg(data)
+        .output()
+        .expect("pg_ctl");
+    assert!(
+        status.status.success(),
+        "the restored database stops: {status:?}"
+    );
+}
+
+#[expect(clippy::print_stdout, reason = "shown by --nocapture and on failure")]
+fn report(number: usize, verdict: &Verdict) {
+    println!("node {}: {verdict:?}", number + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_come_back_from_the_double() {
+    main_job(Bucket::double().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_come_back_from_minio() {
+    match Bucket::minio().await {
+        Some(bucket) => main_job(bucket).await,
+        None => support::skip::skip("three_nodes_come_back_from_minio", "no minio program"),
+    }
+}

@@ -1,0 +1,94 @@
+//! A bucket for a whole test: the stand-in in memory, or a real MinIO.
+
+use std::sync::Arc;
+
+use pipeline::store::ObjectStore;
+use pipeline::store::s3::{S3Config, S3Store};
+
+use crate::minio::{self, Minio};
+use crate::s3::{self, Options, S3Server};
+
+/// One of both, over TLS.
+#[derive(Debug)]
+pub enum Bucket {
+    /// The stand-in.
+    Double(S3Server),
+    /// The real one.
+    Minio(Minio),
+}
+
+impl Bucket {
+    /// The stand-in, in this process.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn double() -> Self {
+        let options = Options {
+            tls: true,
+            ..Options::default()
+        };
+        Self::Double(s3::start(options).await.expect("the stand-in starts"))
+    }
+
+    /// A real MinIO, if there is one here.
+    pub async fn minio() -> Option<Self> {
+        minio::start(true).await.map(Self::Minio)
+    }
+
+    /// MinIO if it is here, else the stand-in.
+    pub async fn best() -> Self {
+        match Self::minio().await {
+            Some(minio) => minio,
+            None => Self::double().await,
+        }
+    }
+
+    /// What it is, for people.
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Self::Double(_) => {
+                "the in-memory S3 server of tests/support (a stand-in; there is no `minio` here)"
+            }
+            Self::Minio(_) => "a real MinIO",
+        }
+    }
+
+    /// How to reach it, with a prefix in its bucket.
+    pub fn config(&self) -> S3Config {
+        let config = match self {
+            Self::Double(server) => server.config(),
+            Self::Minio(minio) => minio.config(),
+        };
+        S3Config {
+            prefix: "clusters/one".into(),
+            ..config
+        }
+    }
+
+    /// A store on it.
+    ///
+    /// # Panics
+    /// If its configuration is refused.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(S3Store::new(self.config()).expect("a store"))
+    }
+
+    /// The stand-in, for faults and damage.
+    ///
+    /// # Panics
+    /// If it is a real MinIO.
+    pub fn server(&self) -> &S3Server {
+        match self {
+            Self::Double(server) => server,
+            Self::Minio(_) => panic!("a real MinIO takes no orders"),
+        }
+    }
+
+    /// Multipart uploads neither completed nor aborted. `None`: a real MinIO lists them by exact key only.
+    pub fn uploads_under_way(&self) -> Option<usize> {
+        match self {
+            Self::Double(server) => Some(server.uploads_under_way()),
+            Self::Minio(_) => None,
+        }
+    }
+}
