@@ -1,5 +1,10 @@
 //! The main job, as a user runs it: three real databases under load, one backup straight into a bucket, the databases destroyed,
 //! every one back from the bucket alone, recovered to its restore point.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is a failed test, with its reason"
+)]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -7,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use catalog::model::{Manifest, Point};
+use catalog::model::{Manifest, NodeBackup, NodePoint, Point};
 use catalog::repo::Catalog;
 use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::{Fleet, Run};
 use support::load::{self, Ledger, Load, Verdict};
 use support::os;
-use support::postgres::{self, ClusterOptions, Installation};
+use support::postgres::{self, Cluster, ClusterOptions, Installation};
 
 /// Sends a signal to a process of ours.
 fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -46,8 +51,8 @@ async fn backup_with_pause(fleet: &Fleet, between: impl Future<Output = ()>) -> 
     });
     let (held, last) = (fleet.hosts[0].agent.pid(), &fleet.hosts[2].agent.address);
     let (mut stdout, mut between, mut stopped) = (String::new(), Some(between), false);
-    let deadline = Instant::now() + Duration::from_secs(240);
-    while let Ok(Some(line)) = tokio::time::timeout(Duration::from_secs(120), seen.recv()).await {
+    let deadline = Instant::now() + Duration::from_mins(4);
+    while let Ok(Some(line)) = tokio::time::timeout(Duration::from_mins(2), seen.recv()).await {
         assert!(
             Instant::now() < deadline,
             "the backup takes too long: {stdout}"
@@ -120,11 +125,6 @@ fn checksums(installation: &Installation, data: &Path) {
     );
 }
 
-struct Source {
-    host: String,
-    ledger: Ledger,
-}
-
 /// Brings up three databases of different kinds.
 async fn sources(fleet: &mut Fleet, installation: &Installation) {
     let options = |config_outside, password: Option<&str>| ClusterOptions {
@@ -149,37 +149,54 @@ async fn sources(fleet: &mut Fleet, installation: &Installation) {
     }
 }
 
-async fn manifest_and_point(bucket: &Bucket, id: &str) -> (Manifest, Point) {
-    let catalog = Catalog::open(bucket.store()).await.expect("a repository");
-    let manifest = catalog
-        .manifest(&id.parse().expect("an id"))
-        .await
-        .expect("a manifest");
-    let point = manifest.point.clone().expect("a point");
-    let point = catalog.point(&point).await.expect("the point");
-    (manifest, point)
+/// Everything that the disaster leaves: the bucket's words, and what the clients know.
+struct Backup {
+    manifest: Manifest,
+    point: Point,
+    /// By host.
+    ledgers: Vec<Ledger>,
+    /// Ports of the databases, by host.
+    ports: Vec<u16>,
+    /// A tablespace made after the copy and before the point.
+    new_space: PathBuf,
 }
 
-async fn main_job(bucket: Bucket) {
-    let installation = Installation::newest();
-    let mut fleet = Fleet::new("main", &bucket.config());
-    sources(&mut fleet, &installation).await;
-    let ledgers = fleet.path().join("ledgers");
-    fs::create_dir(&ledgers).expect("ledgers");
-    let cluster = |fleet: &Fleet, number: usize| -> PathBuf { fleet.hosts[number].root.clone() };
-    let loads: Vec<_> = fleet
-        .hosts
-        .iter()
-        .map(|host| Load::start(host.cluster.as_ref().expect("a database"), &ledgers, 3))
-        .collect();
+impl Backup {
+    fn node(&self, number: usize) -> &NodeBackup {
+        self.manifest
+            .nodes
+            .iter()
+            .find(|node| node.port == self.ports[number])
+            .expect("the node")
+    }
 
-    // A tablespace that the copy does not know, and the WAL does.
-    let new_space = cluster(&fleet, 2).join("new space");
+    fn point_of(&self, number: usize) -> &NodePoint {
+        let id = self.node(number).node_id;
+        self.point
+            .nodes
+            .iter()
+            .find(|entry| entry.node_id == id)
+            .expect("its point")
+    }
+}
+
+fn database(fleet: &Fleet, number: usize) -> &Cluster {
+    fleet.hosts[number].cluster.as_ref().expect("a database")
+}
+
+/// A backup under load; the load ends some time after the point, so that there is something that must not come back.
+async fn back_up(fleet: &Fleet, bucket: &Bucket) -> Backup {
+    let directory = fleet.path().join("ledgers");
+    fs::create_dir(&directory).expect("ledgers");
+    let loads: Vec<_> = (0..3)
+        .map(|number| Load::start(database(fleet, number), &directory, 3))
+        .collect();
+    let new_space = fleet.hosts[2].root.join("new space");
     fs::create_dir(&new_space).expect("new space");
     os::give(&new_space);
-    let third = fleet.hosts[2].cluster.as_ref().expect("a database");
     let between = async {
         let place = new_space.display();
+        let third = database(fleet, 2);
         third
             .execute(&format!(
                 "CREATE TABLESPACE \"new space\" LOCATION '{place}'"
@@ -192,44 +209,52 @@ async fn main_job(bucket: Bucket) {
             .await
             .expect("a table in the new tablespace");
     };
-    let result = backup_with_pause(&fleet, between).await.good().result();
-    assert_eq!(result["event"], "result");
+    let result = backup_with_pause(fleet, between).await.good().result();
     assert_eq!(
-        (&result["status"], &result["consistency"]),
-        (&"ok".into(), &"per-node".into())
+        (&result["event"], &result["status"]),
+        (&"result".into(), &"ok".into())
     );
-    let id = result["backup_id"].as_str().expect("an id").to_owned();
-
-    // The load runs on through the point, so that there is something that must not come back.
+    assert_eq!(result["consistency"], "per-node");
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let mut found = Vec::new();
-    for (load, host) in loads.into_iter().zip(&fleet.hosts) {
-        let port = host.cluster.as_ref().expect("a database").port();
-        found.push(Source {
-            host: format!("127.0.0.1:{port}"),
-            ledger: load.stop().await,
-        });
+    let mut ledgers = Vec::new();
+    for load in loads {
+        ledgers.push(load.stop().await);
     }
-    // Nothing of the operation stays on the sources.
-    for host in &fleet.hosts {
+    for (number, host) in fleet.hosts.iter().enumerate() {
         let slots = "SELECT count(*) FROM pg_replication_slots";
-        let count = host
-            .cluster
-            .as_ref()
-            .expect("a database")
-            .query_one("postgres", slots)
-            .await;
-        assert_eq!(count, "0", "slots left on {}", host.name);
+        assert_eq!(
+            database(fleet, number).query_one("postgres", slots).await,
+            "0",
+            "slots left on {}",
+            host.name
+        );
     }
     assert_eq!(bucket.uploads_under_way().unwrap_or(0), 0, "uploads left");
-    let (manifest, point) = manifest_and_point(&bucket, &id).await;
-
-    // The disaster: databases, agents and every one of their directories are gone, and so is the CLI's own state.
-    let source_ports: Vec<_> = fleet
-        .hosts
-        .iter()
-        .map(|host| host.cluster.as_ref().expect("a database").port())
+    let catalog = Catalog::open(bucket.store()).await.expect("a repository");
+    let id = result["backup_id"]
+        .as_str()
+        .expect("an id")
+        .parse()
+        .expect("an id");
+    let manifest = catalog.manifest(&id).await.expect("a manifest");
+    let point = catalog
+        .point(manifest.point.as_ref().expect("a point"))
+        .await
+        .expect("the point");
+    let ports = (0..3)
+        .map(|number| database(fleet, number).port())
         .collect();
+    Backup {
+        manifest,
+        point,
+        ledgers,
+        ports,
+        new_space,
+    }
+}
+
+/// Databases, agents and every one of their directories are gone, and so is the CLI's own state.
+fn destroy(fleet: &mut Fleet) {
     for mut host in std::mem::take(&mut fleet.hosts) {
         host.agent.kill();
         host.cluster.as_ref().expect("a database").stop("immediate");
@@ -237,37 +262,33 @@ async fn main_job(bucket: Bucket) {
     }
     fs::remove_dir_all(fleet.home().join(".gs_pitr/repositories"))
         .expect("the mirror was there and goes");
+}
 
-    // Other hosts, without databases; only the parent of the new tablespace's literal path exists again.
-    os::give(&{
-        let parent = new_space.parent().expect("a parent").to_owned();
-        fs::create_dir(&parent).expect("parent");
-        parent
-    });
+/// Restores on three hosts that have no database. Returns where to, and the command's result.
+fn restore(fleet: &mut Fleet, backup: &Backup) -> (PathBuf, Value) {
+    // Only the parent of the new tablespace's literal path exists again.
+    let parent = backup.new_space.parent().expect("a parent");
+    fs::create_dir(parent).expect("its parent");
+    os::give(parent);
     let target = fleet.path().join("restored here");
     fs::create_dir(&target).expect("target");
     os::give(&target);
-    let target_text = target.display().to_string();
-    let new_parent = new_space.parent().expect("a parent").display().to_string();
+    let (root, parent) = (target.display().to_string(), parent.display().to_string());
     for name in ["new1", "new2", "new3"] {
-        fleet.add_host(
-            name,
-            &["--allow-root", &target_text, "--allow-root", &new_parent],
-        );
+        fleet.add_host(name, &["--allow-root", &root, "--allow-root", &parent]);
     }
-    let nodes = fleet.addresses(&[0, 1, 2]);
-    let maps: Vec<_> = source_ports
-        .iter()
-        .zip(&fleet.hosts)
-        .map(|(port, host)| {
-            let source = manifest
-                .nodes
-                .iter()
-                .find(|node| node.port == *port)
-                .expect("the node");
-            format!("{}={}", source.node_id, host.agent.address)
-        })
-        .collect();
+    let (nodes, id) = (
+        fleet.addresses(&[0, 1, 2]),
+        backup.manifest.backup_id.to_string(),
+    );
+    let map = |number: usize| {
+        format!(
+            "{}={}",
+            backup.node(number).node_id,
+            fleet.hosts[number].agent.address
+        )
+    };
+    let maps = [map(0), map(1), map(2)];
     let mut args = vec![
         "restore",
         "--id",
@@ -275,7 +296,7 @@ async fn main_job(bucket: Bucket) {
         "--nodes",
         &nodes,
         "--target-dir",
-        &target_text,
+        &root,
         "--output",
         "json",
         "--yes",
@@ -285,80 +306,81 @@ async fn main_job(bucket: Bucket) {
     }
     let restored = fleet.run(&args).good().result();
     assert_eq!(restored["status"], "ok");
+    (target, restored)
+}
 
-    for (number, source) in found.iter().enumerate() {
-        let node = manifest
-            .nodes
-            .iter()
-            .find(|node| node.port == source_ports[number])
-            .expect("the node");
-        let of_point = point
-            .nodes
-            .iter()
-            .find(|entry| entry.node_id == node.node_id)
-            .expect("its point");
-        let entry = restored["nodes"].as_array().expect("nodes").iter();
-        let entry = entry
-            .clone()
-            .find(|entry| entry["node_id"] == node.node_id.to_string())
-            .expect("its result");
-        assert_eq!(entry["running"], true);
-        assert_eq!(entry["recovered_to"], of_point.end_lsn);
-        let port: u16 = entry["port"]
-            .as_u64()
-            .expect("a port")
-            .try_into()
-            .expect("a port");
-        let socket = &fleet.hosts[number].root;
-        let client = postgres::connect(socket, port, "shop db").await;
-        let (stop, end) = (load::lsn(&node.stop_lsn), load::lsn(&of_point.end_lsn));
-        let verdict = source.ledger.check(&client, stop, end).await;
-        let verdict =
-            verdict.unwrap_or_else(|e| panic!("node {} ({}): {e}", number + 1, source.host));
+/// Holds one restored node against all that is known of it.
+async fn check(fleet: &Fleet, backup: &Backup, number: usize, target: &Path, restored: &Value) {
+    let (node, of_point) = (backup.node(number), backup.point_of(number));
+    let mut entries = restored["nodes"].as_array().expect("nodes").iter();
+    let entry = entries
+        .find(|entry| entry["node_id"] == node.node_id.to_string())
+        .expect("its result");
+    assert_eq!(entry["running"], true);
+    assert_eq!(entry["recovered_to"], of_point.end_lsn);
+    let data = PathBuf::from(entry["data_directory"].as_str().expect("a data directory"));
+    assert_eq!(data, target.join(node.node_id.to_string()));
+    let port: u16 = entry["port"]
+        .as_u64()
+        .expect("a port")
+        .try_into()
+        .expect("a port");
+    let socket = &fleet.hosts[number].root;
+    let client = postgres::connect(socket, port, "shop db").await;
+    let (stop, end) = (load::lsn(&node.stop_lsn), load::lsn(&of_point.end_lsn));
+    let verdict = backup.ledgers[number].check(&client, stop, end).await;
+    let verdict = verdict.unwrap_or_else(|e| panic!("node {}: {e}", number + 1));
+    assert!(
+        verdict.required > 0 && verdict.forbidden > 0,
+        "the load proves nothing: {verdict:?}"
+    );
+    report(number, &verdict);
+    if number == 0 {
+        assert_eq!(
+            postgres::query_one(&client, "SHOW work_mem").await,
+            "5MB",
+            "configuration travels"
+        );
+        assert_eq!(
+            postgres::query_one(&client, "SELECT count(*) FROM big").await,
+            "2000"
+        );
+    }
+    if number == 2 {
         assert!(
-            verdict.required > 0 && verdict.forbidden > 0,
-            "the load proves nothing: {verdict:?}"
+            verdict.from_wal > 0,
+            "no row younger than the copy: {verdict:?}"
         );
-        report(number, &verdict);
-        let data = PathBuf::from(entry["data_directory"].as_str().expect("a data directory"));
-        assert_eq!(data, target.join(node.node_id.to_string()));
-        if number == 0 {
-            assert_eq!(
-                postgres::query_one(&client, "SHOW work_mem").await,
-                "5MB",
-                "configuration travels"
-            );
-            assert_eq!(
-                postgres::query_one(&client, "SELECT count(*) FROM big").await,
-                "2000"
-            );
-        }
-        if number == 2 {
-            assert!(
-                verdict.from_wal > 0,
-                "no row younger than the copy: {verdict:?}"
-            );
-            assert_eq!(
-                postgres::query_one(&client, "SELECT count(*) FROM late").await,
-                "3000"
-            );
-        }
-        let old = postgres::query_one(
-            &client,
-            "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'old space'",
+        assert_eq!(
+            postgres::query_one(&client, "SELECT count(*) FROM late").await,
+            "3000"
         );
-        assert!(
-            Path::new(&old.await).starts_with(&target),
-            "tablespaces are mapped below the target"
-        );
-        amcheck(&installation, socket, port);
-        drop(client);
-        stop(&installation, &data);
-        checksums(&installation, &data);
+    }
+    let sql = "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'old space'";
+    let place = postgres::query_one(&client, sql).await;
+    assert!(
+        Path::new(&place).starts_with(target),
+        "`old space` is at {place}, not below the target"
+    );
+    let installation = Installation::newest();
+    amcheck(&installation, socket, port);
+    drop(client);
+    shut_down(&installation, &data);
+    checksums(&installation, &data);
+}
+
+async fn main_job(bucket: Bucket) {
+    let mut fleet = Fleet::new("main", &bucket.config());
+    sources(&mut fleet, &Installation::newest()).await;
+    let backup = back_up(&fleet, &bucket).await;
+    destroy(&mut fleet);
+    let (target, restored) = restore(&mut fleet, &backup);
+    for number in 0..3 {
+        check(&fleet, &backup, number, &target, &restored).await;
     }
 }
 
-fn stop(installation: &Installation, data: &Path) {
+fn shut_down(installation: &Installation, data: &Path) {
     let mut command = os::command(installation.bindir.join("pg_ctl"));
     let status = command
         .args(["stop", "-w", "-m", "fast", "-D"])
