@@ -4,17 +4,22 @@
 //! are those of PostgreSQL 12 to 18 on little-endian 64-bit machines, with 8 KiB blocks in both data
 //! and WAL; anything else is refused by name. Each layout names the PostgreSQL source file it follows.
 //!
-//! - [`Lsn`], [`SegmentName`], [`SegmentSize`]: positions in the log and the files that hold them
-//! - [`control::ControlFile`]: `global/pg_control`
-//! - [`segment::verify`]: is this file the segment it claims to be, whole and unbroken?
-//! - [`record::RecordReader`]: the records from a position on, across pages and segments
-//! - [`kind`]: what the records say that we need to know
-//! - [`page`]: checksums and LSNs of data pages
+//! - [`Lsn`], [`SegmentName`] and [`SegmentSize`] say where in the log something is, and in which file;
+//! - [`control::ControlFile`] reads `global/pg_control`;
+//! - [`segment::verify`] tells whether a file is the segment it claims to be, whole and unbroken;
+//! - [`record::RecordReader`] reads the records from a position on, across pages and segments;
+//! - [`kind`] tells what those records say that we need to know;
+//! - [`page`] has the checksums and LSNs of data pages.
 
 mod bytes;
 pub mod control;
+pub mod kind;
 mod lsn;
+pub mod page;
+pub mod record;
+pub mod segment;
 mod version;
+mod wal_page;
 
 pub use lsn::{Lsn, ParseError, SegmentName, SegmentSize};
 pub use version::Major;

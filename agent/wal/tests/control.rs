@@ -1,5 +1,7 @@
 //! Control files that real servers wrote, and damaged ones.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use agent_wal::Lsn;
 use agent_wal::control::{CONTROL_BYTES, ControlError, ControlFile, DbState};
 use proptest::prelude::*;
