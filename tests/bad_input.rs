@@ -227,6 +227,26 @@ async fn what_is_wrong_before_a_backup_is_named() {
     fs::remove_dir_all(&certs).expect("gone");
     fs::rename(&away, &certs).expect("back");
 
+    assert_nothing_listed(&world);
+}
+
+/// Neither an upload nor a backup came of it.
+fn assert_nothing_listed(world: &World) {
+    assert_eq!(world.bucket.server().uploads_under_way(), 0);
+    let listed = world.fleet.run(&["show", "--output", "json"]);
+    let none = listed.code == 0
+        && listed.result()["backups"]
+            .as_array()
+            .is_some_and(Vec::is_empty);
+    assert!(
+        none || listed.result()["error"]["kind"] == "not-found",
+        "{listed:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_database_password_is_named() {
+    let world = World::new("bad").await;
     let cluster = world.fleet.hosts[0].cluster.as_ref().expect("a database");
     let file = world.fleet.hosts[0].root.join("wrong password");
     fs::write(&file, "wrong").expect("a file");
@@ -256,17 +276,7 @@ async fn what_is_wrong_before_a_backup_is_named() {
             words: &["password"],
         },
     );
-
-    assert_eq!(world.bucket.server().uploads_under_way(), 0);
-    let listed = world.fleet.run(&["show", "--output", "json"]);
-    let none = listed.code == 0
-        && listed.result()["backups"]
-            .as_array()
-            .is_some_and(Vec::is_empty);
-    assert!(
-        none || listed.result()["error"]["kind"] == "not-found",
-        "{listed:?}"
-    );
+    assert_nothing_listed(&world);
 }
 
 #[tokio::test(flavor = "multi_thread")]
