@@ -1,4 +1,13 @@
 //! Frames into pack objects, and the index that says which file lies in which frames.
+//!
+//! A pack is a header (a zstd skippable frame with a nonce), data frames back to back, and the frame table
+//! (a zstd skippable frame again): `zstd -d` of a pack gives all its plain bytes in order. A [`PackSet`] has one
+//! pack open per [`Lane`]; a lane belongs to one thread that reads, compresses and hashes, while tokio
+//! tasks send what is full.
+
+mod format;
+mod lane;
+mod set;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +17,13 @@ pub const FRAME_PLAIN_MAX: usize = 1 << 20;
 pub const PART_SIZE: usize = 8 << 20;
 /// A new pack is begun when one has this many stored bytes: 64 GiB.
 pub const PACK_SIZE: u64 = 64 << 30;
+
+/// A new pack is begun when one has this many frames, so that its table stays small in memory.
+pub const FRAMES_MAX: u32 = 1 << 16;
+
+pub use format::FrameTable;
+pub use lane::Lane;
+pub use set::{KeyOf, PackOptions, PackSet};
 
 /// What the manifest keeps of a finished pack object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
