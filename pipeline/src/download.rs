@@ -1,5 +1,7 @@
 //! Objects out of the store: ranged, resumed where they break off, verified before they are used.
 
+mod entry;
+mod pack;
 mod ranged;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use crate::retry::RetryPolicy;
 use crate::store::{Key, ObjectStore};
 use crate::throttle::Throttle;
 
+pub(crate) use pack::PackReader;
 pub(crate) use ranged::Ranged;
 
 /// What every download of one operation shares. Clones are cheap.

@@ -9,6 +9,7 @@
 pub mod budget;
 pub mod download;
 pub mod error;
+pub mod extract;
 pub mod frame;
 pub mod index;
 pub mod meter;
