@@ -2,5 +2,15 @@
 //!
 //! A library with a thin program around it, so that tests can run one engine against a real database.
 
+pub mod child;
+pub mod config;
+pub mod database;
 pub mod engine;
+pub mod facts;
+pub mod failure;
+pub mod logging;
+pub mod operation;
+pub mod serve;
+pub mod store_access;
+pub mod tls;
 pub mod wal;

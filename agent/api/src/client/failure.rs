@@ -126,6 +126,11 @@ fn of_alert(alert: AlertDescription) -> (ErrorKind, String, String) {
         AlertDescription::UnknownCA => {
             "does not know the authority that signed the operator's certificate; its --tls-ca is another one"
         }
+        // Two authorities of the same name, as two runs of `certs init` make them.
+        AlertDescription::DecryptError => {
+            "does not know the authority that signed the operator's certificate, although its own \
+             has the same name; its --tls-ca is another one"
+        }
         AlertDescription::CertificateExpired => "says that the operator's certificate is expired",
         AlertDescription::CertificateRevoked => "says that the operator's certificate is revoked",
         AlertDescription::ProtocolVersion => {
@@ -148,7 +153,7 @@ fn of_alert(alert: AlertDescription) -> (ErrorKind, String, String) {
 fn of_certificate(host: &str, why: &CertificateError) -> (ErrorKind, String, String) {
     let issue = format!("gs_pitr certs issue --name {host} --san {host}, installed at the agent");
     let (what, next) = match why {
-        CertificateError::UnknownIssuer => (
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "has a certificate that --tls-ca did not sign".to_owned(),
             format!("use the right --tls-ca, or {issue}"),
         ),

@@ -1,0 +1,379 @@
+//! All operations of the agent: started, found, told what to do, cancelled, forgotten.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent_api::{
+    ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, RepositoryAccess, RestoreSpec,
+    StartOperation,
+};
+use futures_util::future::BoxFuture;
+use pipeline::budget::Budget;
+use pipeline::meter::Meter;
+use pipeline::store::ObjectStore;
+use pipeline::throttle::Throttle;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::operation::log::OperationLog;
+use crate::operation::{BackupCommand, OperationContext, Reporter, RestoreCommand};
+
+mod orders;
+mod supervise;
+mod validate;
+
+/// Operations kept after their end.
+const ENDED_KEPT: usize = 100;
+/// Commands are sent one at a time; one may lie there while the engine is at something else.
+const COMMANDS: usize = 1;
+
+/// Who does the work: the real engines, or a test's.
+pub trait Engines: Send + Sync + 'static {
+    /// The repository's store. Sends no request.
+    ///
+    /// # Errors
+    /// If the access cannot be used at all.
+    fn store(&self, access: &RepositoryAccess) -> Result<Arc<dyn ObjectStore>, ApiError>;
+
+    /// Runs a backup to its end.
+    fn backup(
+        &self,
+        cx: OperationContext,
+        spec: BackupSpec,
+        commands: mpsc::Receiver<BackupCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>>;
+
+    /// Runs a restore to its end.
+    fn restore(
+        &self,
+        cx: OperationContext,
+        spec: RestoreSpec,
+        commands: mpsc::Receiver<RestoreCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>>;
+}
+
+/// What no two operations may have at the same time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Claim {
+    /// The node beside the agent.
+    Node,
+    /// A directory to restore into.
+    Target(PathBuf),
+}
+
+#[derive(Debug)]
+enum Orders {
+    Backup(mpsc::Sender<BackupCommand>),
+    Restore(mpsc::Sender<RestoreCommand>),
+}
+
+/// One operation.
+#[derive(Debug)]
+pub struct Operation {
+    id: Uuid,
+    /// Of the request that started it, to know it again without keeping it.
+    request: [u8; 32],
+    claim: Claim,
+    log: Arc<OperationLog>,
+    cancel: CancellationToken,
+    /// Why it was cancelled; the first reason counts.
+    reason: Mutex<Option<ApiError>>,
+    throttle: Throttle,
+    orders: Orders,
+    turn: tokio::sync::Mutex<orders::Turn>,
+}
+
+impl Operation {
+    /// The operation's log.
+    #[must_use]
+    pub fn log(&self) -> &Arc<OperationLog> {
+        &self.log
+    }
+
+    /// The operation as it stands.
+    #[must_use]
+    pub fn status(&self) -> OperationStatus {
+        self.log.status()
+    }
+
+    /// Asks it to stop, for `reason`; nothing happens if it has ended. It ends soon after.
+    pub fn cancel(&self, reason: ApiError) {
+        if self.log.has_ended() {
+            return;
+        }
+        tracing::warn!(operation = %self.id, "cancelling: {reason}");
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(reason);
+        self.cancel.cancel();
+    }
+
+    /// Changes its bandwidth limit (bytes a second).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a limit of 0.
+    pub fn set_bandwidth(&self, rate: Option<u64>) -> Result<(), ApiError> {
+        validate::bandwidth(rate)?;
+        self.throttle.set_rate(rate);
+        Ok(())
+    }
+}
+
+/// All operations. Clones share them.
+#[derive(Clone)]
+pub struct OperationTable {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Arc<Config>,
+    budget: Budget,
+    engines: Arc<dyn Engines>,
+    tasks: TaskTracker,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In the order of their starts.
+    operations: Vec<Arc<Operation>>,
+    closed: bool,
+}
+
+impl State {
+    fn find(&self, id: Uuid) -> Option<&Arc<Operation>> {
+        self.operations.iter().find(|operation| operation.id == id)
+    }
+
+    /// Whether the request is that of an operation there is; else whether it may start.
+    fn admit(
+        &self,
+        id: Uuid,
+        request: [u8; 32],
+        claim: &Claim,
+    ) -> Result<Option<Arc<Operation>>, ApiError> {
+        let conflict = |message: String| ApiError::new(ErrorKind::Conflict, message);
+        if let Some(known) = self.find(id) {
+            if known.request == request {
+                return Ok(Some(Arc::clone(known)));
+            }
+            let message = format!("operation {id} was started with another request");
+            return Err(conflict(message).next("use a new operation id"));
+        }
+        if self.closed {
+            return Err(conflict("the agent is being stopped".to_owned()));
+        }
+        let in_the_way = |other: &&Arc<Operation>| !other.log.has_ended() && other.claim == *claim;
+        let Some(other) = self.operations.iter().find(in_the_way) else {
+            return Ok(None);
+        };
+        let status = other.status();
+        let what = match claim {
+            Claim::Node => "a backup of this node".to_owned(),
+            Claim::Target(target) => format!("a restore into {}", target.display()),
+        };
+        let message = format!(
+            "{what} is under way: operation {}, begun {}, {}",
+            other.id, status.started, status.phase
+        );
+        Err(conflict(message).next("wait until it ends, or cancel it"))
+    }
+
+    fn forget_old(&mut self) {
+        let ended = |operation: &Arc<Operation>| operation.log.has_ended();
+        let count = self.operations.iter().filter(|o| ended(o)).count();
+        let mut surplus = count.saturating_sub(ENDED_KEPT);
+        self.operations.retain(|operation| {
+            let forget = surplus > 0 && ended(operation);
+            surplus -= usize::from(forget);
+            !forget
+        });
+    }
+}
+
+impl OperationTable {
+    /// An empty table.
+    #[must_use]
+    pub fn new(config: Arc<Config>, engines: Arc<dyn Engines>) -> Self {
+        let budget = Budget::new(config.memory);
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                budget,
+                engines,
+                tasks: TaskTracker::new(),
+                state: Mutex::default(),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        let state = self.shared.state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts an operation, or finds the one that the same request started before. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] and [`ErrorKind::Target`] for a request that cannot be served,
+    /// [`ErrorKind::Conflict`] if something is in its way, and what opening the store says.
+    pub fn start(&self, mut request: StartOperation) -> Result<Arc<Operation>, ApiError> {
+        let id = request.operation;
+        let digest = digest(&request)?;
+        validate::start(&request)?;
+        let claim = self.claim(&mut request.spec)?;
+        let known = self.state().admit(id, digest, &claim)?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let store = self.shared.engines.store(&request.repository)?;
+        let mut state = self.state();
+        // Asked again: the lock was not held while the store was opened.
+        if let Some(known) = state.admit(id, digest, &claim)? {
+            return Ok(known);
+        }
+        let (operation, run) = self.prepare(request, digest, claim, store);
+        state.operations.push(Arc::clone(&operation));
+        state.forget_old();
+        drop(state);
+        let supervised = supervise::supervise(
+            Arc::clone(&operation),
+            run,
+            self.shared.config.orphan_timeout,
+        );
+        self.shared.tasks.spawn(supervised);
+        Ok(operation)
+    }
+
+    /// What the operation claims; a restore's target becomes the path that was checked.
+    fn claim(&self, spec: &mut OperationSpec) -> Result<Claim, ApiError> {
+        let restore = match spec {
+            OperationSpec::Backup(_) => return Ok(Claim::Node),
+            OperationSpec::Restore(restore) => restore,
+        };
+        let target = self.shared.config.allowed_target(restore.target.as_ref())?;
+        let text = target.to_str().ok_or_else(|| {
+            let message = format!("the target {} is not UTF-8", target.display());
+            ApiError::new(ErrorKind::Target, message)
+        })?;
+        text.clone_into(&mut restore.target);
+        Ok(Claim::Target(target))
+    }
+
+    fn prepare(
+        &self,
+        request: StartOperation,
+        digest: [u8; 32],
+        claim: Claim,
+        store: Arc<dyn ObjectStore>,
+    ) -> (Arc<Operation>, BoxFuture<'static, Result<(), ApiError>>) {
+        let id = request.operation;
+        let kind = match &request.spec {
+            OperationSpec::Backup(_) => "backup",
+            OperationSpec::Restore(_) => "restore",
+        };
+        let meter = Arc::new(Meter::default());
+        let log = OperationLog::new(id, kind, Arc::clone(&meter));
+        let cx = OperationContext {
+            id,
+            cancel: CancellationToken::new(),
+            store,
+            budget: self.shared.budget.clone(),
+            throttle: Throttle::new(request.bandwidth),
+            meter,
+            report: Reporter::new(Arc::clone(&log)),
+            config: Arc::clone(&self.shared.config),
+        };
+        let cancel = cx.cancel.clone();
+        let throttle = cx.throttle.clone();
+        let engines = &self.shared.engines;
+        let (orders, run) = match request.spec {
+            OperationSpec::Backup(spec) => {
+                let (sender, commands) = mpsc::channel(COMMANDS);
+                (Orders::Backup(sender), engines.backup(cx, spec, commands))
+            }
+            OperationSpec::Restore(spec) => {
+                let (sender, commands) = mpsc::channel(COMMANDS);
+                let run = engines.restore(cx, *spec, commands);
+                (Orders::Restore(sender), run)
+            }
+        };
+        let operation = Operation {
+            id,
+            request: digest,
+            claim,
+            log,
+            cancel,
+            reason: Mutex::default(),
+            throttle,
+            orders,
+            turn: tokio::sync::Mutex::default(),
+        };
+        (Arc::new(operation), run)
+    }
+
+    /// The operation, and notes that somebody asked about it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn get(&self, id: Uuid) -> Result<Arc<Operation>, ApiError> {
+        let found = self.state().find(id).cloned();
+        let operation = found.ok_or_else(|| {
+            let message = format!(
+                "the agent knows no operation {id}; it forgets them when it is restarted, which also \
+                 ends those that were running"
+            );
+            ApiError::new(ErrorKind::NotFound, message)
+        })?;
+        operation.log.touch();
+        Ok(operation)
+    }
+
+    /// All operations, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<OperationStatus> {
+        let operations = self.state().operations.clone();
+        operations
+            .iter()
+            .map(|operation| operation.status())
+            .collect()
+    }
+
+    /// Takes no new operation, cancels those that run, and waits at most `deadline` for their ends.
+    /// Returns whether all have ended.
+    pub async fn shut_down(&self, deadline: Duration) -> bool {
+        let running = {
+            let mut state = self.state();
+            state.closed = true;
+            state.operations.clone()
+        };
+        for operation in running {
+            let reason = ApiError::new(ErrorKind::Cancelled, "the agent was stopped")
+                .next("start the agent, then run the command again");
+            operation.cancel(reason);
+        }
+        self.shared.tasks.close();
+        let all = self.shared.tasks.wait();
+        tokio::time::timeout(deadline, all).await.is_ok()
+    }
+}
+
+/// What a request is known by again. Without the credentials: they may be newer the second time, and no
+/// trace of them is kept.
+fn digest(request: &StartOperation) -> Result<[u8; 32], ApiError> {
+    let mut request = request.clone();
+    request.repository.credentials = None;
+    let bytes = serde_json::to_vec(&request)
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+    Ok(Sha256::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests;
