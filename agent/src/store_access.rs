@@ -75,20 +75,20 @@ mod tests {
         }
     }
 
-    fn sent() -> Option<Credentials> {
-        Some(Credentials {
+    fn sent() -> Credentials {
+        Credentials {
             access_key_id: "ID".to_owned(),
             secret_access_key: Secret("TOP".to_owned()),
             session_token: Some(Secret("TOKEN".to_owned())),
-        })
+        }
     }
 
     #[test]
     fn own_credentials_come_first_and_none_is_an_error() {
         let own = OwnCredentials::File("/x".into());
-        let source = credentials(&access(sent()), Some(&own)).unwrap();
+        let source = credentials(&access(Some(sent())), Some(&own)).unwrap();
         assert!(matches!(source, CredentialSource::File(_)));
-        let source = credentials(&access(sent()), None).unwrap();
+        let source = credentials(&access(Some(sent())), None).unwrap();
         assert!(matches!(source, CredentialSource::Static { .. }));
         let error = credentials(&access(None), None).unwrap_err();
         assert_eq!(error.kind, ErrorKind::StoreDenied);
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn no_secret_is_printed() {
-        let access = access(sent());
+        let access = access(Some(sent()));
         let store = open(&access, None).unwrap();
         let printed = format!("{access:?} {store:?} {}", store.describe());
         assert!(

@@ -26,6 +26,8 @@ pub const DEFAULT_PORT: u16 = 18080;
 
 /// Longest wait for a connection, TLS handshake included.
 const CONNECT: Duration = Duration::from_secs(10);
+/// An idle connection is closed before the agent does it (30 s), so that no request runs into that.
+const IDLE: Duration = Duration::from_secs(15);
 /// Longest wait for an answer that needs no work.
 const ASK: Duration = Duration::from_secs(30);
 /// Longest wait for an answer that comes when something is done; above the agent's own two minutes.
@@ -81,6 +83,7 @@ impl AgentClient {
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
+            .pool_idle_timeout(IDLE)
             .tcp_nodelay(true);
         let (scheme, builder) = match transport {
             Transport::MutualTls(tls) => {

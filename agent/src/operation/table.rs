@@ -58,12 +58,23 @@ pub trait Engines: Send + Sync + 'static {
 }
 
 /// What no two operations may have at the same time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Claim {
     /// The node beside the agent.
     Node,
     /// A directory to restore into.
     Target(PathBuf),
+}
+
+impl Claim {
+    /// Whether both cannot be had at once: a directory inside another's would be taken for its files.
+    fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Node, Self::Node) => true,
+            (Self::Target(a), Self::Target(b)) => a.starts_with(b) || b.starts_with(a),
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -169,7 +180,8 @@ impl State {
         if self.closed {
             return Err(conflict("the agent is being stopped".to_owned()));
         }
-        let in_the_way = |other: &&Arc<Operation>| !other.log.has_ended() && other.claim == *claim;
+        let in_the_way =
+            |other: &&Arc<Operation>| !other.log.has_ended() && other.claim.overlaps(claim);
         let Some(other) = self.operations.iter().find(in_the_way) else {
             return Ok(None);
         };
@@ -376,4 +388,4 @@ fn digest(request: &StartOperation) -> Result<[u8; 32], ApiError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

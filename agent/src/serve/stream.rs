@@ -18,6 +18,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 struct Follower {
     operation: Arc<Operation>,
     after: u64,
+    /// Longest silence.
+    silence: Duration,
     news: watch::Receiver<News>,
 }
 
@@ -27,6 +29,7 @@ pub(super) fn body(operation: Arc<Operation>, after: u64) -> Body {
     let follower = Follower {
         operation,
         after,
+        silence: SIGN_OF_LIFE,
         news,
     };
     Body::from_stream(unfold(follower, |mut follower| async move {
@@ -50,7 +53,7 @@ impl Follower {
             if ended {
                 return None;
             }
-            match tokio::time::timeout(SIGN_OF_LIFE, self.news.changed()).await {
+            match tokio::time::timeout(self.silence, self.news.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return None,
                 Err(_) => return Some(Ok(Bytes::from_static(b"\n"))),
@@ -66,4 +69,43 @@ fn lines(events: &[Event]) -> Result<Bytes, serde_json::Error> {
         lines.push(b'\n');
     }
     Ok(lines.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_api::{ApiError, ErrorKind, Phase};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::operation::table::tests::{Act, backup, reach, table};
+
+    #[tokio::test]
+    async fn silence_is_broken_and_the_stream_ends_with_the_operation() {
+        let operation = table(Act::Whole).start(backup(Uuid::now_v7())).unwrap();
+        reach(&operation, Phase::Copied).await;
+        let mut follower = Follower {
+            news: operation.log().follow(),
+            operation: Arc::clone(&operation),
+            after: 0,
+            silence: Duration::from_millis(300),
+        };
+        let events = follower.next().await.unwrap().unwrap();
+        assert!(events.ends_with(b"\n") && events.len() > 1);
+        assert_eq!(follower.next().await.unwrap().unwrap(), "\n");
+        let (waited, phase) = operation.log().forgotten_for().unwrap();
+        assert_eq!(phase, Phase::Copied);
+        assert!(waited >= Duration::from_millis(250), "{waited:?}");
+        operation.cancel(ApiError::new(ErrorKind::Cancelled, "enough"));
+        let mut rest = Vec::new();
+        while let Some(lines) = follower.next().await {
+            rest.extend_from_slice(&lines.unwrap());
+        }
+        let rest = String::from_utf8(rest).unwrap();
+        let last = rest.lines().last().unwrap();
+        assert!(
+            last.contains("\"error\"") && last.contains("enough"),
+            "{rest}"
+        );
+        assert!(operation.log().forgotten_for().is_none());
+    }
 }

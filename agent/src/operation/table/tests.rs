@@ -7,7 +7,7 @@ use super::*;
 
 /// What the test's engine does after it was started.
 #[derive(Debug, Clone, Copy)]
-enum Act {
+pub(crate) enum Act {
     /// As a real backup: copied, mark, ship, release.
     Whole,
     Panic,
@@ -102,11 +102,11 @@ fn table_with(act: Act, config: Config) -> (OperationTable, Arc<AtomicUsize>) {
     (table, marks)
 }
 
-fn table(act: Act) -> OperationTable {
+pub(crate) fn table(act: Act) -> OperationTable {
     table_with(act, Config::default()).0
 }
 
-fn backup(id: Uuid) -> StartOperation {
+pub(crate) fn backup(id: Uuid) -> StartOperation {
     let json = serde_json::json!({
         "operation": id,
         "repository": {"bucket": "b", "prefix": "p", "credentials": {
@@ -132,7 +132,7 @@ async fn end(operation: &Operation) -> OperationStatus {
     operation.status()
 }
 
-async fn reach(operation: &Operation, phase: Phase) {
+pub(crate) async fn reach(operation: &Operation, phase: Phase) {
     let mut news = operation.log().follow();
     let there = news.wait_for(|_| operation.status().phase == phase);
     tokio::time::timeout(Duration::from_secs(20), there)
@@ -288,4 +288,11 @@ async fn nothing_of_the_credentials_is_kept_or_printed() {
     assert!(!format!("{request:?}").contains("S3CR3T"));
     let operation = table.start(request).unwrap();
     assert!(!format!("{operation:?}").contains("S3CR3T"));
+}
+
+#[test]
+fn a_target_inside_anothers_is_in_the_way() {
+    let target = |path: &str| Claim::Target(path.into());
+    assert!(target("/a/b").overlaps(&target("/a")) && target("/a").overlaps(&target("/a/b")));
+    assert!(!target("/a/b").overlaps(&target("/a/bc")) && !target("/a").overlaps(&Claim::Node));
 }
