@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use pipeline::error::PipelineError;
 use pipeline::store::{Key, StoreError};
 
 use crate::ids::InvalidId;
@@ -14,6 +15,9 @@ pub enum CatalogError {
     /// The store failed or refused. Its own words say which key.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The way to or from the store failed otherwise: cancelled, too slow, a budget too small.
+    #[error(transparent)]
+    Pipeline(PipelineError),
     /// There is no repository where one was looked for.
     #[error("there is no repository at {store}")]
     NoRepository {
@@ -89,6 +93,14 @@ pub enum CatalogError {
     /// A string that is not an id of its kind.
     #[error(transparent)]
     InvalidId(#[from] InvalidId),
+    /// The file that was to be stored cannot be read. Nothing of it was stored.
+    #[error("reading what is to be `{key}`: {source}")]
+    Source {
+        /// The object.
+        key: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The place that verified bytes were to be written to failed. The bucket is not concerned.
     #[error("writing the bytes of `{key}`: {source}")]
     Sink {
@@ -129,6 +141,13 @@ impl CatalogError {
         }
     }
 
+    pub(crate) fn source(key: &Key, source: io::Error) -> Self {
+        Self::Source {
+            key: key.as_str().to_owned(),
+            source,
+        }
+    }
+
     pub(crate) fn sink(key: &Key, source: io::Error) -> Self {
         Self::Sink {
             key: key.as_str().to_owned(),
@@ -156,6 +175,16 @@ impl CatalogError {
                 | Self::NotFound { .. }
                 | Self::Store(StoreError::NotFound(_) | StoreError::Corrupt(_))
         )
+    }
+}
+
+impl From<PipelineError> for CatalogError {
+    fn from(error: PipelineError) -> Self {
+        match error {
+            PipelineError::Store(error) => Self::Store(error),
+            PipelineError::Damaged { key, what } => Self::Damaged { key, what },
+            other => Self::Pipeline(other),
+        }
     }
 }
 

@@ -133,6 +133,12 @@ pub fn point(point: &PointId) -> Key {
     key(format!("{POINTS}{point}.json"))
 }
 
+/// `operations/<operation-id>/`, not a key: the prefix of all that belongs to an operation.
+#[must_use]
+pub fn operation_prefix(operation: Uuid) -> String {
+    format!("operations/{operation}/")
+}
+
 /// `operations/<operation-id>/<seq>.json`, six digits.
 #[must_use]
 pub fn operation_record(operation: Uuid, seq: u64) -> Key {

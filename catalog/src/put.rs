@@ -1,13 +1,12 @@
 //! Create-if-absent of small objects, its outcome found out and not hoped for.
 
 use bytes::Bytes;
-use pipeline::store::{Key, ObjectStore, Retry, StoreError};
+use pipeline::error::PipelineError;
+use pipeline::store::{Key, ObjectStore, StoreError};
+use pipeline::upload::put_verified;
 
 use crate::envelope;
 use crate::error::CatalogError;
-
-/// Tries of one write whose reply was lost, before its outcome is left unknown.
-const TRIES: u32 = 3;
 
 /// What became of a write.
 #[derive(Debug)]
@@ -34,23 +33,11 @@ pub(crate) async fn create(
         let what = format!("{} bytes are more than the {limit} it may have", body.len());
         return Err(CatalogError::refused(key, what));
     }
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let error = match store.put_if_absent(key, body.clone()).await {
-            Ok(_) => return Ok(Outcome::Ours),
-            Err(error) => error,
-        };
-        let exists = matches!(error, StoreError::AlreadyExists(_));
-        if !exists && error.retry() != Retry::ReadBack {
-            return Err(error.into());
+    match put_verified(store, key, body.clone()).await {
+        Ok(_) => Ok(Outcome::Ours),
+        Err(PipelineError::Store(StoreError::AlreadyExists(_))) => {
+            Ok(Outcome::Theirs(envelope::fetch(store, key, limit).await?))
         }
-        match envelope::fetch(store, key, limit).await {
-            Ok(stored) if stored == *body => return Ok(Outcome::Ours),
-            Ok(stored) => return Ok(Outcome::Theirs(stored)),
-            Err(CatalogError::Store(StoreError::NotFound(_))) if tries < TRIES => {}
-            Err(CatalogError::Store(_)) => return Err(error.into()),
-            Err(damaged) => return Err(damaged),
-        }
+        Err(error) => Err(error.into()),
     }
 }

@@ -7,6 +7,7 @@
 mod name;
 mod read;
 mod trailer;
+mod write;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 pub use name::WalName;
 pub use read::{get_segment, read_segment};
+pub use write::put_segment;
 
 use crate::error::CatalogError;
 use crate::ids::EpochId;

@@ -43,6 +43,9 @@ pub struct PackInfo {
     pub table_offset: u64,
     /// Hex SHA-256 of the stored bytes of the frame table (`table_offset` to the end of the object).
     pub table_sha256: String,
+    /// Fields of a newer minor version, kept as they are.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What the manifest keeps of a finished index object.
@@ -56,6 +59,9 @@ pub struct IndexInfo {
     pub footer_offset: u64,
     /// Entries.
     pub entries: u64,
+    /// Fields of a newer minor version, kept as they are.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A run of consecutive frames of one pack that holds consecutive bytes of a file.

@@ -263,7 +263,7 @@ impl Catalog {
                 });
             };
             let epoch = epochs.swap_remove(place);
-            next = epoch.parent.clone();
+            next.clone_from(&epoch.parent);
             chain.push(epoch);
         }
         Ok(chain)

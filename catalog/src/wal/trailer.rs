@@ -1,5 +1,6 @@
 //! The end of every WAL object: a zstd skippable frame of 184 bytes that says what the object is.
 
+use pipeline::frame::{SKIPPABLE_HEAD, skippable_head};
 use pipeline::store::Key;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -11,8 +12,10 @@ use crate::wal::{WalFile, WalName};
 /// Stored bytes of the trailer.
 pub(super) const TRAILER_LEN: usize = 184;
 const DIGEST_LEN: usize = 32;
-/// Skippable frames have the magics 0x184D2A50 to 0x184D2A5F; readers of zstd ignore them.
-const MAGIC: u32 = 0x184D_2A5A;
+/// Which of zstd's 16 kinds of skippable frames it is: magic 0x184D2A5A.
+const VARIANT: u8 = 10;
+/// Bytes of the frame after its head.
+const CONTENT_LEN: u32 = 176;
 const TAG: &[u8; 8] = b"gspwal\x00\x01";
 const EPOCH_LEN: usize = 24;
 const NAME_LEN: usize = 32;
@@ -37,10 +40,7 @@ impl Trailer {
             bytes[at..at + content.len()].copy_from_slice(content);
             at += width;
         };
-        #[expect(clippy::cast_possible_truncation, reason = "176")]
-        let payload = (TRAILER_LEN - 8) as u32;
-        field(&MAGIC.to_le_bytes(), 4);
-        field(&payload.to_le_bytes(), 4);
+        field(&skippable_head(VARIANT, CONTENT_LEN), SKIPPABLE_HEAD);
         field(TAG, 8);
         field(&[], 8);
         field(self.file.node.as_bytes(), 16);
@@ -76,8 +76,8 @@ impl Trailer {
             rest = after;
             field
         };
-        let (head, tag, reserved) = (field(8), field(8), field(8));
-        if head[..4] != MAGIC.to_le_bytes() || head[4..] != (TRAILER_LEN as u32 - 8).to_le_bytes() {
+        let (head, tag, reserved) = (field(SKIPPABLE_HEAD), field(8), field(8));
+        if head != skippable_head(VARIANT, CONTENT_LEN) {
             return Err(damaged("its trailer is no skippable frame of ours"));
         }
         if tag != TAG || reserved != [0; 8] {

@@ -38,6 +38,7 @@ pub(super) async fn write(
         sha256: stored.sha256,
         footer_offset,
         entries,
+        extra: serde_json::Map::new(),
     })
 }
 

@@ -270,6 +270,7 @@ mod tests {
             parts_sha256: String::new(),
             table_offset,
             table_sha256: hex::encode(Sha256::digest(&table)),
+            extra: serde_json::Map::new(),
         };
         (key, info, table)
     }

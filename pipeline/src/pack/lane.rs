@@ -192,6 +192,7 @@ impl Lane {
             parts_sha256: String::new(),
             table_offset,
             table_sha256: hex::encode(Sha256::digest(&table)),
+            extra: serde_json::Map::new(),
         };
         let part = pack.take_part(self)?;
         pack.send(part, true)?;
