@@ -1,3 +1,4 @@
 //! Ways to copy a data node.
 
 pub mod direct;
+pub mod errors;

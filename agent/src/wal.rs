@@ -1,1 +1,4 @@
-//! WAL of a running node, from its slot into the bucket.
+//! WAL of a running node, on its way from the server's own files into the bucket.
+
+pub mod hold;
+pub mod ship;

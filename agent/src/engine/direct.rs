@@ -1,3 +1,165 @@
 //! The direct engine: reads the data directory in place between backup start and stop, as pgBackRest and WAL-G do.
+//!
+//! Two sessions and a slot: one session holds the backup open, the other ships the WAL that the slot keeps.
+//! Whatever ends the operation ends all of it: [`run`] returns when no thread reads the data directory, no upload
+//! is under way, the server knows of no backup, and the slot is gone.
 
+pub mod attachments;
+pub mod attempt;
+pub mod control;
+pub mod copy;
+pub mod copy_error;
 pub mod exclude;
+pub mod manifest;
+pub mod node;
+pub mod pages;
+pub mod point;
+mod readback;
+mod serve;
+pub mod slot;
+pub mod walk;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{ApiError, BackupSpec, ErrorKind, Phase};
+use catalog::journal::{OperationJournal, OperationStart};
+use pipeline::upload::Uploader;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::attempt::Attempt;
+use self::node::Node;
+use self::serve::Server;
+use self::slot::Slot;
+use crate::engine::errors;
+use crate::operation::{BackupCommand, OperationContext};
+
+pub use self::slot::sweep;
+
+/// For the last entry of the journal. It only saves a sweeper work: no failure of it is worth more time.
+const JOURNAL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Who asked for the WAL hold to be released waits here for its end.
+type Released = oneshot::Sender<Result<(), ApiError>>;
+
+/// Copies the node beside the agent into the repository, ships its WAL, makes and proves a restore point.
+///
+/// # Errors
+/// Whatever ended the backup. Its `changed` says whether something is left on the node; what is left in the
+/// bucket belongs to no manifest.
+pub async fn run(
+    cx: OperationContext,
+    spec: BackupSpec,
+    mut commands: mpsc::Receiver<BackupCommand>,
+) -> Result<(), ApiError> {
+    cx.report.phase(Phase::Preparing);
+    let node = Node::open(&cx).await?;
+    let start = OperationStart {
+        operation: cx.id,
+        kind: "backup".into(),
+        backup_id: Some(spec.backup_id.clone()),
+        node_id: Some(spec.node_id),
+        log_head: None,
+    };
+    let journal = OperationJournal::start(Arc::clone(&cx.store), start);
+    let journal = tokio::select! {
+        biased;
+        () = cx.cancel.cancelled() => return Err(cancelled()),
+        journal = journal => Arc::new(journal.map_err(errors::catalog)?),
+    };
+    let work = cx.cancel.child_token();
+    let uploader = Uploader::new(
+        Arc::clone(&cx.store),
+        cx.budget.clone(),
+        cx.throttle.clone(),
+        Arc::<OperationJournal>::clone(&journal),
+        Arc::clone(&cx.meter),
+        work.clone(),
+    );
+    let result = match uploader.map_err(errors::pipeline) {
+        Ok(uploader) => hold(&cx, &spec, &node, &uploader, &work, &mut commands).await,
+        Err(error) => Err(error),
+    };
+    work.cancel();
+    let (result, released) = match result {
+        Ok(released) => (Ok(()), Some(released)),
+        Err(error) => (Err(error), None),
+    };
+    let why = result.as_ref().err().map(ApiError::to_string);
+    match tokio::time::timeout(JOURNAL_DEADLINE, journal.ended(why.as_deref())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => cx
+            .report
+            .warning(format!("the journal was not ended: {error}")),
+        Err(_) => cx
+            .report
+            .warning("the journal was not ended: no answer in time"),
+    }
+    if let Some(released) = released {
+        // The client may be gone; the hold is released all the same.
+        let _ = released.send(Ok(()));
+    }
+    result
+}
+
+/// Runs the backup with a slot, and drops it in the end, whatever the end is.
+async fn hold(
+    cx: &OperationContext,
+    spec: &BackupSpec,
+    node: &Node,
+    uploader: &Uploader,
+    work: &CancellationToken,
+    commands: &mut mpsc::Receiver<BackupCommand>,
+) -> Result<Released, ApiError> {
+    let slot = Slot::create(cx.id, &node.sql, node.options.clone()).await?;
+    let attempt = Attempt {
+        cx,
+        spec,
+        node,
+        slot: &slot,
+        uploader,
+        work,
+    };
+    let result = back_up(&attempt, commands).await;
+    // Statements of the shipper on the slot's session end first.
+    work.cancel();
+    let dropped = slot.release().await;
+    match (result, dropped) {
+        (Ok(released), Ok(())) => Ok(released),
+        (Ok(released), Err(error)) => {
+            let _ = released.send(Err(error.clone()));
+            Err(error)
+        }
+        (Err(error), Ok(())) => Err(error),
+        (Err(mut error), Err(left)) => {
+            error.message = format!("{}; and {}", error.message, left.message);
+            error.changed = true;
+            error.next = left.next;
+            Err(error)
+        }
+    }
+}
+
+async fn back_up(
+    attempt: &Attempt<'_>,
+    commands: &mut mpsc::Receiver<BackupCommand>,
+) -> Result<Released, ApiError> {
+    let started = attempt.start().await?;
+    let shipper = attempt.ship(&started);
+    let result = match attempt.copy(started, &shipper).await {
+        Ok(copy) => Server::new(attempt, &shipper, copy, commands).run().await,
+        Err(error) => Err(error),
+    };
+    shipper.stop().await;
+    result
+}
+
+fn cancelled() -> ApiError {
+    ApiError::new(ErrorKind::Cancelled, "cancelled")
+}
+
+/// Lets a thread of the copy wait.
+fn pause(duration: Duration) {
+    let _ = crossbeam_channel::never::<()>().recv_timeout(duration);
+}

@@ -1,0 +1,170 @@
+//! The node as it is before anything is changed on it.
+
+use std::path::{Path, PathBuf};
+
+use agent_api::{ApiError, ErrorKind};
+use agent_sql::{ConnectOptions, NodeConnection, ServerFacts, Severity};
+use agent_wal::SegmentSize;
+use agent_wal::control::ControlFile;
+use catalog::model::Attachment;
+
+use super::attachments::{self, ConfigFiles};
+use super::control;
+use super::walk::{Source, TablespaceList};
+use crate::database::connect_options;
+use crate::engine::errors;
+use crate::operation::OperationContext;
+
+/// The node beside the agent, looked at.
+#[derive(Debug)]
+pub struct Node {
+    /// How to log in again.
+    pub options: ConnectOptions,
+    /// The session that everything but the backup itself goes through.
+    pub sql: NodeConnection,
+    /// What the server says of itself.
+    pub facts: ServerFacts,
+    /// The control file.
+    pub control: ControlFile,
+    /// Its data directory.
+    pub pgdata: PathBuf,
+    /// Configuration from outside it.
+    pub attachments: Vec<Attachment>,
+    /// Arguments it was started with.
+    pub argv: Vec<String>,
+}
+
+impl Node {
+    /// Logs in and looks. Changes nothing.
+    ///
+    /// # Errors
+    /// Whatever stands in the way of a backup, with what mends it.
+    pub async fn open(cx: &OperationContext) -> Result<Self, ApiError> {
+        let options = connect_options(&cx.config, "gs_pitr WAL")?;
+        let sql = NodeConnection::connect(&options, cx.cancel.clone())
+            .await
+            .map_err(errors::sql)?;
+        for finding in sql.preflight().await.map_err(errors::sql)? {
+            match finding.severity {
+                Severity::Refusal => {
+                    let refused = ApiError::new(ErrorKind::Database, finding.what);
+                    return Err(match finding.mend {
+                        Some(mend) => refused.next(mend),
+                        None => refused,
+                    });
+                }
+                Severity::Warning => cx.report.warning(match finding.mend {
+                    Some(mend) => format!("{} ({mend})", finding.what),
+                    None => finding.what,
+                }),
+            }
+        }
+        let facts = sql.server_facts().await.map_err(errors::sql)?;
+        if facts.in_recovery {
+            let message = "the database is a standby or still recovering";
+            return Err(ApiError::new(ErrorKind::Database, message)
+                .next("back up the primary of this shard"));
+        }
+        // A segment is verified in memory before it is sent, and read back whole.
+        if facts.wal_segment_size > cx.budget.total_bytes() as u64 / 2 {
+            let mib = facts.wal_segment_size >> 20;
+            let message =
+                format!("WAL segments of {mib} MiB do not fit in the agent's memory budget");
+            return Err(ApiError::new(ErrorKind::Usage, message)
+                .next(format!("start the agent with --memory {}", 2 * mib + 64)));
+        }
+        let configured = cx.config.pgdata.clone();
+        let files = facts.files.clone();
+        let (directory, identifier) = (facts.data_directory.clone(), facts.system_identifier);
+        let looked = tokio::task::spawn_blocking(move || {
+            let pgdata = data_directory(configured.as_deref(), Path::new(&directory))?;
+            let control = control::read(&pgdata).map_err(errors::copy)?.parsed;
+            if control.system_identifier != identifier {
+                return Err(elsewhere(&pgdata));
+            }
+            let absolute = |path: &str| pgdata.join(path);
+            let config = ConfigFiles {
+                config: absolute(&files.config_file),
+                hba: absolute(&files.hba_file),
+                ident: absolute(&files.ident_file),
+                sources: files.sources.iter().map(|path| absolute(path)).collect(),
+            };
+            let attachments = attachments::find(&pgdata, &config).map_err(errors::copy)?;
+            let opts = std::fs::read(pgdata.join("postmaster.opts")).unwrap_or_default();
+            let argv = attachments::argv(&String::from_utf8_lossy(&opts));
+            Ok((pgdata, control, attachments, argv))
+        });
+        let (pgdata, control, attachments, argv) = looked.await.map_err(errors::internal)??;
+        Ok(Self {
+            options,
+            sql,
+            facts,
+            control,
+            pgdata,
+            attachments,
+            argv,
+        })
+    }
+
+    /// WAL segment size.
+    #[must_use]
+    pub fn segment_size(&self) -> SegmentSize {
+        self.control.wal_segment_size
+    }
+
+    /// What is to be walked. Blocks; call it when the backup has begun.
+    ///
+    /// # Errors
+    /// If `pg_tblspc` cannot be read.
+    pub fn source(&self) -> Result<Source, super::copy_error::CopyError> {
+        let stats_temp = self.facts.files.stats_temp_directory.as_deref();
+        let stats_temp = stats_temp.and_then(|path| {
+            let path = self.pgdata.join(path);
+            let inside = path.strip_prefix(&self.pgdata).ok()?;
+            Some(inside.to_str()?.trim_end_matches('/').to_owned())
+        });
+        Ok(Source {
+            pgdata: self.pgdata.clone(),
+            version_directory: format!("PG_{}_{}", self.sql.major(), self.control.catalog_version),
+            tablespaces: TablespaceList::read(&self.pgdata)?,
+            stats_temp,
+        })
+    }
+}
+
+/// The server's data directory, which must be the one the agent was told, if it was told one.
+fn data_directory(configured: Option<&Path>, server: &Path) -> Result<PathBuf, ApiError> {
+    let real = |path: &Path| {
+        path.canonicalize().map_err(|error| {
+            let message = format!(
+                "cannot read the data directory `{}`: {error}",
+                path.display()
+            );
+            ApiError::new(ErrorKind::Database, message).next(
+                "run the agent on the database's host, as the user that owns the data directory",
+            )
+        })
+    };
+    let real_server = real(server)?;
+    if let Some(configured) = configured
+        && real(configured)? != real_server
+    {
+        let message = format!(
+            "the database's data directory is `{}`, and the agent was told `{}`",
+            server.display(),
+            configured.display()
+        );
+        return Err(ApiError::new(ErrorKind::Database, message)
+            .next("mend --pgdata, or --pg-host and --pg-port, of the agent"));
+    }
+    Ok(real_server)
+}
+
+fn elsewhere(pgdata: &Path) -> ApiError {
+    let message = format!(
+        "`{}` on this host belongs to another database than the one that answers",
+        pgdata.display()
+    );
+    ApiError::new(ErrorKind::Database, message)
+        .next("run the agent on the database's host; mend its --pg-host and --pg-port")
+}

@@ -1,0 +1,157 @@
+//! What happens after the copy, as the client asks for it: mark, ship, release.
+
+use agent_api::{ApiError, ErrorKind, MarkRequest, Phase};
+use agent_sql::NodeConnection;
+use tokio::sync::mpsc;
+
+use super::attempt::Attempt;
+use super::manifest::CopyInBucket;
+use super::point::Marked;
+use super::{Released, cancelled};
+use crate::database::connect_options;
+use crate::engine::errors;
+use crate::operation::BackupCommand;
+use crate::wal::ship::Shipper;
+
+/// A copy that waits to be completed by a restore point.
+pub(super) struct Server<'a> {
+    attempt: &'a Attempt<'a>,
+    shipper: &'a Shipper,
+    copy: CopyInBucket,
+    timeline: u32,
+    commands: &'a mut mpsc::Receiver<BackupCommand>,
+    /// A session of its own: a restore point must not wait behind a statement about WAL.
+    sql: Option<NodeConnection>,
+    /// Restore points so far; the last one counts.
+    marked: Vec<Marked>,
+}
+
+impl<'a> Server<'a> {
+    pub(super) fn new(
+        attempt: &'a Attempt<'a>,
+        shipper: &'a Shipper,
+        copy: CopyInBucket,
+        commands: &'a mut mpsc::Receiver<BackupCommand>,
+    ) -> Self {
+        Self {
+            attempt,
+            shipper,
+            timeline: copy.timeline,
+            copy,
+            commands,
+            sql: None,
+            marked: Vec::new(),
+        }
+    }
+
+    /// Serves commands until the hold is to be released.
+    pub(super) async fn run(mut self) -> Result<Released, ApiError> {
+        let cx = self.attempt.cx;
+        self.session().await?;
+        cx.report.phase(Phase::Copied);
+        let marked = self.until_ship().await?;
+        cx.report.phase(Phase::Shipping);
+        self.complete(marked).await
+    }
+
+    /// The session for restore points; a new one if it was lost.
+    async fn session(&mut self) -> Result<NodeConnection, ApiError> {
+        if let Some(sql) = self.sql.as_ref().filter(|sql| !sql.is_lost()) {
+            return Ok(sql.clone());
+        }
+        let options = connect_options(&self.attempt.cx.config, "gs_pitr mark")?;
+        let sql = NodeConnection::connect(&options, self.attempt.work.clone())
+            .await
+            .map_err(errors::sql)?;
+        self.sql = Some(sql.clone());
+        Ok(sql)
+    }
+
+    async fn next(&mut self) -> Result<BackupCommand, ApiError> {
+        tokio::select! {
+            biased;
+            () = self.attempt.work.cancelled() => Err(cancelled()),
+            error = self.shipper.failed() => Err(error),
+            command = self.commands.recv() => command.ok_or_else(cancelled),
+        }
+    }
+
+    async fn until_ship(&mut self) -> Result<Marked, ApiError> {
+        loop {
+            match self.next().await? {
+                BackupCommand::Mark(request, reply) => {
+                    let made = self.mark(request).await;
+                    // A point that failed is tried again under another name; the copy stays.
+                    let _ = reply.send(made.map(|marked| marked.result));
+                }
+                BackupCommand::Ship(reply) => match self.marked.pop() {
+                    Some(marked) => {
+                        let _ = reply.send(Ok(()));
+                        return Ok(marked);
+                    }
+                    None => {
+                        let _ = reply.send(Err(out_of_turn("there is no restore point yet")));
+                    }
+                },
+                BackupCommand::Release(reply) => {
+                    let _ = reply.send(Err(out_of_turn("the WAL is not in the bucket yet")));
+                }
+            }
+        }
+    }
+
+    async fn mark(&mut self, request: MarkRequest) -> Result<Marked, ApiError> {
+        let named = |marked: &Marked| marked.result.restore_point == request.restore_point;
+        match self.marked.last() {
+            // The answer was lost.
+            Some(last) if named(last) => return Ok(last.clone()),
+            _ if self.marked.iter().any(named) => {
+                // Recovery stops at the first record of a name.
+                let why = "an earlier restore point of this backup has this name";
+                return Err(out_of_turn(why));
+            }
+            _ => {}
+        }
+        let sql = self.session().await?;
+        let marked = Marked::make(&sql, request, self.timeline).await?;
+        self.marked.push(marked.clone());
+        self.attempt.cx.report.phase(Phase::Marked);
+        Ok(marked)
+    }
+
+    async fn complete(mut self, marked: Marked) -> Result<Released, ApiError> {
+        let sql = self.session().await?;
+        let attempt = self.attempt;
+        let node = attempt.node;
+        tokio::select! {
+            biased;
+            () = attempt.work.cancelled() => return Err(cancelled()),
+            shipped = marked.ship(node, &sql, self.shipper) => shipped?,
+        }
+        let point = tokio::select! {
+            biased;
+            () = attempt.work.cancelled() => return Err(cancelled()),
+            error = self.shipper.failed() => return Err(error),
+            point = marked.prove(attempt.cx, attempt.spec, node, &self.copy) => point?,
+        };
+        let copy = self.copy.clone();
+        let backup = copy.describe(attempt.spec, node, marked.segment(node));
+        attempt.cx.report.backup(backup, point);
+        attempt.cx.report.phase(Phase::Shipped);
+        loop {
+            match self.next().await? {
+                BackupCommand::Release(reply) => return Ok(reply),
+                BackupCommand::Ship(reply) => {
+                    let _ = reply.send(Ok(()));
+                }
+                BackupCommand::Mark(_, reply) => {
+                    let _ = reply.send(Err(out_of_turn("the WAL is shipped already")));
+                }
+            }
+        }
+    }
+}
+
+fn out_of_turn(why: &str) -> ApiError {
+    ApiError::new(ErrorKind::Conflict, why)
+}
