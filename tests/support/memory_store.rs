@@ -121,7 +121,8 @@ impl ObjectStore for MemoryStore {
         }
         let checksum = BASE64.encode(Sha256::digest(&body));
         let object = Object {
-            body,
+            // A real store does not hold on to the sender's buffers.
+            body: Bytes::copy_from_slice(&body),
             checksum,
             written: SystemTime::now(),
         };
@@ -230,6 +231,8 @@ impl ObjectStore for MemoryStore {
             etag: hex::encode(&received[..16]),
             sha256: Some(received),
         };
+        // A real store does not hold on to the sender's buffers.
+        let body = Bytes::copy_from_slice(&body);
         found.parts.insert(number, (body, part.clone()));
         Ok(part)
     }
