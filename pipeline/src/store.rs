@@ -266,6 +266,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug + 'static {
 
     /// All objects whose key begins with `prefix` (any string; empty: all), in the order of their
     /// keys' bytes, fetched page by page as the stream is read. The stream ends after an error.
+    ///
+    /// No key may be another's followed by `/` and more: MinIO stores such an object and does not list it.
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<ObjectMeta, StoreError>>;
 
     /// Deletes objects; one that does not exist counts as deleted. Returns those that could not be.

@@ -96,6 +96,7 @@ impl Minio {
             .env("MINIO_ROOT_PASSWORD", PASSWORD)
             .env("MINIO_BROWSER", "off")
             .env("MINIO_UPDATE", "off")
+            .env("MINIO_SITE_REGION", "us-east-1")
             .env("HOME", directory.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file"))

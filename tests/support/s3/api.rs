@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -219,7 +220,11 @@ impl S3 for Api {
         let pieces = stream::iter(pieces.into_iter().map(Ok::<_, io::Error>));
         let body = match pass.fault {
             Some(Fault::Truncate(_)) => {
-                let cut = stream::iter([Err(io::Error::other("cut on demand"))]);
+                // Late enough for the head of the answer to be sent.
+                let cut = stream::once(async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Err(io::Error::other("cut on demand"))
+                });
                 StreamingBlob::wrap(pieces.chain(cut))
             }
             Some(Fault::Hang(_)) => StreamingBlob::wrap(pieces.chain(stream::pending())),

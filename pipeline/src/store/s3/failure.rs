@@ -74,16 +74,16 @@ impl Subject<'_> {
             SdkError::ServiceError(answer) => Some(answer.err().meta()),
             _ => None,
         };
+        let header = |name: &str| Some(raw.headers().get(name)?.trim_matches('"'));
         let answer = Answer {
             status: raw.status().as_u16(),
-            // Answers to HEAD have no body; MinIO puts the code into a header.
-            code: meta
-                .and_then(|meta| meta.code())
-                .or_else(|| raw.headers().get("x-minio-error-code"))
+            // Answers to HEAD have no body, and the SDK makes `NotFound` of every 404; MinIO puts code
+            // and message into headers.
+            code: header("x-minio-error-code")
+                .or_else(|| meta.and_then(|meta| meta.code()))
                 .unwrap_or_default(),
-            message: meta
-                .and_then(|meta| meta.message())
-                .or_else(|| raw.headers().get("x-minio-error-desc"))
+            message: header("x-minio-error-desc")
+                .or_else(|| meta.and_then(|meta| meta.message()))
                 .unwrap_or_default(),
             region: raw
                 .headers()
