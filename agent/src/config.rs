@@ -121,6 +121,8 @@ pub struct Config {
     pub memory: usize,
     /// How long an operation that waits for its client is kept when nobody asks about it.
     pub orphan_timeout: Duration,
+    /// WAL that a backup may hold back on the node, in bytes, beside the rule of a quarter of the free space.
+    pub wal_hold: Option<u64>,
     /// S3 credentials of its own.
     pub credentials: Option<OwnCredentials>,
 }
@@ -145,6 +147,7 @@ impl Default for Config {
             stop_command: None,
             memory: DEFAULT_MEMORY_MIB << 20,
             orphan_timeout: DEFAULT_ORPHAN_TIMEOUT,
+            wal_hold: None,
             credentials: None,
         }
     }
@@ -219,6 +222,7 @@ impl Config {
             stop_command: settings.stop_command.map(|argv| argv.0),
             memory: memory_mib << 20,
             orphan_timeout,
+            wal_hold: settings.wal_hold.map(|mib| mib.saturating_mul(1 << 20)),
             credentials,
         })
     }

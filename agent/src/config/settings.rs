@@ -125,6 +125,10 @@ pub struct Settings {
     /// seconds [default: 600]
     #[arg(long, value_name = "SECONDS", env = "PITR_AGENT_ORPHAN_TIMEOUT")]
     pub orphan_timeout: Option<u64>,
+    /// WAL that a backup may hold back on the node, in MiB; never more than a quarter of what is free
+    /// on its file system [default: that quarter]
+    #[arg(long, value_name = "MIB", env = "PITR_AGENT_WAL_HOLD")]
+    pub wal_hold: Option<u64>,
     /// File with the agent's own S3 credentials; mode 0600
     #[arg(long, value_name = "FILE", env = "PITR_AGENT_S3_CREDENTIALS_FILE")]
     pub s3_credentials_file: Option<PathBuf>,
@@ -169,6 +173,7 @@ impl Settings {
             stop_command: self.stop_command.or(below.stop_command),
             memory: self.memory.or(below.memory),
             orphan_timeout: self.orphan_timeout.or(below.orphan_timeout),
+            wal_hold: self.wal_hold.or(below.wal_hold),
             s3_credentials_file: self.s3_credentials_file.or(below.s3_credentials_file),
             s3_credentials_command: self.s3_credentials_command.or(below.s3_credentials_command),
         }
