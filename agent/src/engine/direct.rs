@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use agent_api::{ApiError, BackupSpec, ErrorKind, Phase};
 use catalog::journal::{OperationJournal, OperationStart};
+use catalog::model::{NodeBackup, NodePoint};
 use pipeline::upload::Uploader;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -69,6 +70,8 @@ pub async fn run(
         journal = journal => Arc::new(journal.map_err(errors::catalog)?),
     };
     let work = cx.cancel.child_token();
+    // Also if this future is dropped.
+    let _work = work.clone().drop_guard();
     let uploader = Uploader::new(
         Arc::clone(&cx.store),
         cx.budget.clone(),
@@ -103,7 +106,8 @@ pub async fn run(
     result
 }
 
-/// Runs the backup with a slot, and drops it in the end, whatever the end is.
+/// Runs the backup with a slot, and drops it in the end, whatever the end is. When all is in the bucket nothing needs
+/// the WAL on the node any more: the hold ends then, not when the client comes to say so.
 async fn hold(
     cx: &OperationContext,
     spec: &BackupSpec,
@@ -112,40 +116,53 @@ async fn hold(
     work: &CancellationToken,
     commands: &mut mpsc::Receiver<BackupCommand>,
 ) -> Result<Released, ApiError> {
-    let slot = Slot::create(cx.id, &node.sql, node.options.clone()).await?;
+    let mut slot = Slot::create(cx.id, &node.sql, node.options.clone()).await?;
     let attempt = Attempt {
         cx,
         spec,
         node,
-        slot: &slot,
+        slot: slot.name(),
         uploader,
         work,
     };
-    let result = back_up(&attempt, commands).await;
-    // Statements of the shipper on the slot's session end first.
+    let result = back_up(&attempt, &slot, commands).await;
     work.cancel();
-    let dropped = slot.release().await;
-    match (result, dropped) {
-        (Ok(released), Ok(())) => Ok(released),
-        (Ok(released), Err(error)) => {
-            let _ = released.send(Err(error.clone()));
-            Err(error)
+    let left = slot.release().await.err();
+    let (backup, point) = match (result, left) {
+        (Ok(done), None) => done,
+        (Ok(done), Some(left)) => {
+            // It is tried again when the client releases the hold.
+            cx.report.warning(left.message);
+            done
         }
-        (Err(error), Ok(())) => Err(error),
-        (Err(mut error), Err(left)) => {
+        (Err(error), None) => return Err(error),
+        (Err(mut error), Some(left)) => {
             error.message = format!("{}; and {}", error.message, left.message);
             error.changed = true;
             error.next = left.next;
-            Err(error)
+            return Err(error);
         }
+    };
+    cx.report.backup(backup, point);
+    cx.report.phase(Phase::Shipped);
+    let released = serve::until_release(cx, commands).await;
+    match (released, slot.release().await) {
+        (Ok(released), Ok(())) => Ok(released),
+        (Ok(released), Err(left)) => {
+            let _ = released.send(Err(left.clone()));
+            Err(left)
+        }
+        (Err(error), _) => Err(error),
     }
 }
 
+/// Everything that needs the WAL hold. Nothing uses the slot any more when this returns.
 async fn back_up(
     attempt: &Attempt<'_>,
+    slot: &Slot,
     commands: &mut mpsc::Receiver<BackupCommand>,
-) -> Result<Released, ApiError> {
-    let started = attempt.start().await?;
+) -> Result<(NodeBackup, NodePoint), ApiError> {
+    let started = attempt.start(slot).await?;
     let shipper = attempt.ship(&started);
     let result = match attempt.copy(started, &shipper).await {
         Ok(copy) => Server::new(attempt, &shipper, copy, commands).run().await,

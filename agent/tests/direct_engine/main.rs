@@ -191,6 +191,8 @@ async fn a_copy_under_load_recovers_to_its_point() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     backup.ship().await.unwrap();
     let status = backup.reach(Phase::Shipped).await;
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(source.query_one("postgres", slots).await, "0");
     let ledger = load.stop().await;
     let (store, spec) = (Arc::clone(&backup.store), backup.spec.clone());
     backup.release().await.unwrap();
@@ -341,6 +343,27 @@ async fn a_restart_of_the_database_after_the_copy_is_lived_through() {
     assert_eq!(status.point.unwrap().restore_point, "after");
     let store = Arc::clone(&backup.store);
     backup.release().await.unwrap();
+    assert_nothing_left(&source, &store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_store_never_fills_the_nodes_disk() {
+    let scratch = Scratch::new("slow");
+    let options = ClusterOptions {
+        wal_segment_mib: 1,
+        ..ClusterOptions::default()
+    };
+    let source = cluster(&scratch, "source", options);
+    let mut config = config(&source);
+    config.wal_hold = Some(2 << 20);
+    let backup = start_with(config, Some(50 << 10));
+    backup.reach(Phase::Copying).await;
+    let sql = "CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 400000) g";
+    source.execute(sql).await;
+    let store = Arc::clone(&backup.store);
+    let error = backup.end().await.unwrap_err();
+    assert!(error.message.contains("are held back"), "{error}");
+    assert_eq!((error.kind, error.changed), (ErrorKind::Database, false));
     assert_nothing_left(&source, &store).await;
 }
 

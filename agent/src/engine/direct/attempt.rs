@@ -41,8 +41,8 @@ pub struct Attempt<'a> {
     pub spec: &'a BackupSpec,
     /// The node.
     pub node: &'a Node,
-    /// The slot that holds its WAL.
-    pub slot: &'a Slot,
+    /// Name of the slot that holds its WAL.
+    pub slot: &'a str,
     /// The way into the bucket.
     pub uploader: &'a Uploader,
     /// Ends this attempt and everything in it.
@@ -64,9 +64,9 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// Of the database; if the slot does not reach back to the start.
-    pub async fn start(&self) -> Result<Started, ApiError> {
+    pub async fn start(&self, slot: &Slot) -> Result<Started, ApiError> {
         let node = self.node;
-        let restart = self.slot.restart_lsn(&node.sql).await?;
+        let restart = slot.restart_lsn(&node.sql).await?;
         let options = connect_options(&self.cx.config, "gs_pitr backup")?;
         let sql = NodeConnection::connect(&options, self.work.clone())
             .await
@@ -84,7 +84,7 @@ impl Attempt<'_> {
         if restart > start {
             let message = format!(
                 "the slot `{}` holds WAL from {restart} only, the backup starts at {start}",
-                self.slot.name()
+                self.slot
             );
             return Err(void(message));
         }
@@ -121,7 +121,7 @@ impl Attempt<'_> {
         let shipping = Shipping {
             sql: node.sql.clone(),
             options: node.options.clone(),
-            slot: self.slot.name().to_owned(),
+            slot: self.slot.to_owned(),
             pgdata: node.pgdata.clone(),
             system_identifier: node.control.system_identifier,
             segment_size,
@@ -132,7 +132,7 @@ impl Attempt<'_> {
             level: self.spec.level,
             budget: self.cx.budget.clone(),
             hold: HoldLimit {
-                limit: None,
+                limit: self.cx.config.wal_hold,
                 segment_size: segment_size.bytes(),
             },
             report: self.cx.report.clone(),

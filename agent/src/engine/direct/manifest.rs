@@ -11,7 +11,7 @@ use pipeline::pack::{IndexInfo, PackInfo};
 use super::node::Node;
 
 /// A copy that is whole in the bucket, all but its WAL.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CopyInBucket {
     /// Start of the backup.
     pub start: Lsn,

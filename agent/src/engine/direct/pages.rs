@@ -146,7 +146,9 @@ mod tests {
 
     #[test]
     fn good_new_and_incomplete_pages_pass() {
-        let mut all = vec![page(131_072, 1), [0; BLOCK_SIZE], page(131_074, 3)].concat();
+        let mut all = page(131_072, 1).to_vec();
+        all.extend_from_slice(&[0; BLOCK_SIZE]);
+        all.extend_from_slice(&page(131_074, 3));
         all.extend_from_slice(&[9; 100]);
         assert!(verify(&all.clone(), &mut all, 0).is_empty());
     }

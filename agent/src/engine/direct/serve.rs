@@ -2,6 +2,7 @@
 
 use agent_api::{ApiError, ErrorKind, MarkRequest, Phase};
 use agent_sql::NodeConnection;
+use catalog::model::{NodeBackup, NodePoint};
 use tokio::sync::mpsc;
 
 use super::attempt::Attempt;
@@ -10,7 +11,7 @@ use super::point::Marked;
 use super::{Released, cancelled};
 use crate::database::connect_options;
 use crate::engine::errors;
-use crate::operation::BackupCommand;
+use crate::operation::{BackupCommand, OperationContext};
 use crate::wal::ship::Shipper;
 
 /// A copy that waits to be completed by a restore point.
@@ -44,8 +45,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Serves commands until the hold is to be released.
-    pub(super) async fn run(mut self) -> Result<Released, ApiError> {
+    /// Serves commands until a restore point is in the bucket.
+    pub(super) async fn run(mut self) -> Result<(NodeBackup, NodePoint), ApiError> {
         let cx = self.attempt.cx;
         self.session().await?;
         cx.report.phase(Phase::Copied);
@@ -119,7 +120,7 @@ impl<'a> Server<'a> {
         Ok(marked)
     }
 
-    async fn complete(mut self, marked: Marked) -> Result<Released, ApiError> {
+    async fn complete(mut self, marked: Marked) -> Result<(NodeBackup, NodePoint), ApiError> {
         let sql = self.session().await?;
         let attempt = self.attempt;
         let node = attempt.node;
@@ -134,19 +135,29 @@ impl<'a> Server<'a> {
             error = self.shipper.failed() => return Err(error),
             point = marked.prove(attempt.cx, attempt.spec, node, &self.copy) => point?,
         };
-        let copy = self.copy.clone();
-        let backup = copy.describe(attempt.spec, node, marked.segment(node));
-        attempt.cx.report.backup(backup, point);
-        attempt.cx.report.phase(Phase::Shipped);
-        loop {
-            match self.next().await? {
-                BackupCommand::Release(reply) => return Ok(reply),
-                BackupCommand::Ship(reply) => {
-                    let _ = reply.send(Ok(()));
-                }
-                BackupCommand::Mark(_, reply) => {
-                    let _ = reply.send(Err(out_of_turn("the WAL is shipped already")));
-                }
+        let backup = self.copy.describe(attempt.spec, node, marked.segment(node));
+        Ok((backup, point))
+    }
+}
+
+/// All is in the bucket: waits until the client has written it down.
+pub(super) async fn until_release(
+    cx: &OperationContext,
+    commands: &mut mpsc::Receiver<BackupCommand>,
+) -> Result<Released, ApiError> {
+    loop {
+        let command = tokio::select! {
+            biased;
+            () = cx.cancel.cancelled() => return Err(cancelled()),
+            command = commands.recv() => command.ok_or_else(cancelled)?,
+        };
+        match command {
+            BackupCommand::Release(reply) => return Ok(reply),
+            BackupCommand::Ship(reply) => {
+                let _ = reply.send(Ok(()));
+            }
+            BackupCommand::Mark(_, reply) => {
+                let _ = reply.send(Err(out_of_turn("the WAL is shipped already")));
             }
         }
     }

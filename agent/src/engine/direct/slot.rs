@@ -44,14 +44,22 @@ impl Slot {
         options: ConnectOptions,
     ) -> Result<Self, ApiError> {
         let name = name_of(operation);
-        let slot = Self {
+        let mut slot = Self {
             name: name.clone(),
             options,
             // Its end must not be cut short by the cancel that caused it.
             sql: sql.with_cancel(CancellationToken::new()),
             held: true,
         };
-        match sql.create_slot(&name).await {
+        let mut created = sql.create_slot(&name).await;
+        if matches!(&created, Err(SqlError::Server { sqlstate, .. }) if sqlstate == "42710") {
+            // Left by this very operation, started again after the agent was killed.
+            created = match sql.drop_slot(&name).await {
+                Ok(_) => sql.create_slot(&name).await,
+                Err(error) => Err(error),
+            };
+        }
+        match created {
             Ok(()) => Ok(slot),
             Err(error) => {
                 let uncertain = matches!(
@@ -61,7 +69,7 @@ impl Slot {
                 if uncertain {
                     slot.release().await?;
                 } else {
-                    slot.forget();
+                    slot.held = false;
                 }
                 Err(errors::sql(error))
             }
@@ -86,17 +94,16 @@ impl Slot {
         })
     }
 
-    fn forget(mut self) {
-        self.held = false;
-    }
-
-    /// Drops the slot, in its own session or in a new one.
+    /// Drops the slot, in its own session or in a new one. May be repeated.
     ///
     /// # Errors
     /// If it could not be dropped: it holds WAL until somebody drops it. The error says how.
-    pub async fn release(mut self) -> Result<(), ApiError> {
-        self.held = false;
-        drop_slot(&self.name, Some(&self.sql), &self.options).await
+    pub async fn release(&mut self) -> Result<(), ApiError> {
+        if self.held {
+            drop_slot(&self.name, Some(&self.sql), &self.options).await?;
+            self.held = false;
+        }
+        Ok(())
     }
 }
 
