@@ -307,3 +307,75 @@ impl Drop for PartBuffer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn memory_is_taken_reused_and_given_back() {
+        let budget = Budget::new(3 * PART_SIZE);
+        let cancel = CancellationToken::new();
+        let reserve = Reserve::new(&budget, 1, 0, "a test").unwrap();
+        assert_eq!(budget.free_bytes(), 2 * PART_SIZE);
+        let own = reserve.buffer(&cancel).await.unwrap();
+        assert_eq!(
+            budget.free_bytes(),
+            2 * PART_SIZE,
+            "the first one is our own"
+        );
+        let mut pooled = reserve.buffer(&cancel).await.unwrap();
+        assert_eq!(budget.free_bytes(), PART_SIZE);
+        assert_eq!(pooled.append(b"kept"), 4);
+        let frozen = pooled.freeze();
+        assert_eq!(&*frozen, b"kept");
+        let clone = frozen.clone();
+        drop(frozen);
+        assert_eq!(budget.free_bytes(), PART_SIZE, "a clone still has it");
+        drop(clone);
+        assert_eq!(budget.free_bytes(), 2 * PART_SIZE);
+        assert_eq!(budget.spare().len(), 1, "its pages are kept");
+        let lease = budget.acquire(2 * PART_SIZE, &cancel).await.unwrap();
+        assert_eq!(budget.spare().len(), 0, "until somebody else needs them");
+        drop((lease, own, reserve));
+        assert_eq!(budget.free_bytes(), 3 * PART_SIZE);
+    }
+
+    #[tokio::test]
+    async fn an_own_buffer_that_comes_home_ends_the_wait_for_the_pool() {
+        let budget = Budget::new(PART_SIZE);
+        let cancel = CancellationToken::new();
+        let reserve = Reserve::new(&budget, 1, 0, "a test").unwrap();
+        let own = reserve.buffer(&cancel).await.unwrap();
+        let waiting = tokio::spawn({
+            let (reserve, cancel) = (reserve.clone(), cancel.clone());
+            async move { reserve.buffer(&cancel).await.is_ok() }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(own);
+        assert!(waiting.await.unwrap());
+        let _own = reserve.buffer(&cancel).await.unwrap();
+        cancel.cancel();
+        assert!(
+            reserve.buffer(&cancel).await.is_err(),
+            "a cancel ends the wait too"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_never_fits_is_refused() {
+        let budget = Budget::new(MIB);
+        let error = Reserve::new(&budget, 1, 0, "a lane")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("a lane needs 8192 KiB, 1024 of 1024 KiB are free"),
+            "{error}"
+        );
+        let cancel = CancellationToken::new();
+        assert!(budget.acquire(2 * MIB, &cancel).await.is_err());
+    }
+}

@@ -154,6 +154,7 @@ impl Job {
             self.note(syncer.join().await);
         }
         self.fault.check()?;
+        self.downloader.meter.add_files(tree.empty_files());
         let finish = threads::spawn("sync-directories", move || tree.finish(times))?;
         finish.join().await??;
         self.fault.check()?;

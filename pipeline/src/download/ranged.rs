@@ -63,7 +63,7 @@ impl Ranged {
                     if chunk.is_empty() {
                         continue;
                     }
-                    return self.took(chunk).await.map(Some);
+                    return self.took(chunk).map(Some);
                 }
                 Ok(None) if self.rest.is_empty() => {
                     // So that another call does not ask the store again.
@@ -79,7 +79,7 @@ impl Ranged {
         }
     }
 
-    async fn took(&mut self, chunk: Bytes) -> Result<Bytes, PipelineError> {
+    fn took(&mut self, chunk: Bytes) -> Result<Bytes, PipelineError> {
         let length = chunk.len() as u64;
         if length > self.rest.end - self.rest.start {
             return Err(PipelineError::damaged(
@@ -88,24 +88,21 @@ impl Ranged {
             ));
         }
         self.rest.start += length;
-        let Downloader {
-            throttle,
-            cancel,
-            meter,
-            ..
-        } = &self.downloader;
-        or_cancelled(cancel, throttle.take(length)).await?;
-        meter.add_stored(length);
+        self.downloader.meter.add_stored(length);
         Ok(chunk)
     }
 
     async fn open(&mut self) -> Result<ObjectBody, PipelineError> {
         let Downloader {
             store,
+            throttle,
             cancel,
             retry,
             ..
         } = &self.downloader;
+        // Before the question, not while the answer flows: a body that is not read looks like a dead peer.
+        let bytes = self.rest.end.saturating_sub(self.rest.start);
+        or_cancelled(cancel, throttle.take(bytes)).await?;
         // A store refuses an empty range; the object's size is all there is to see then.
         let range = (!self.rest.is_empty()).then(|| self.rest.clone());
         let call = || store.get(&self.key, range.clone());

@@ -105,6 +105,10 @@ impl Tree {
         }
     }
 
+    pub(super) fn empty_files(&self) -> u64 {
+        self.empty.len() as u64
+    }
+
     pub(super) fn links(&self) -> impl Iterator<Item = &Path> {
         self.links.keys().map(PathBuf::as_path)
     }
