@@ -1,6 +1,13 @@
 //! One suite for every object store: what the trait promises holds on the store in memory, on the S3
 //! stand-in and on a real MinIO, so that tests on the first two mean something.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "test code: a panic is a failed test, with its reason"
+)]
+
 #[path = "conformance/errors.rs"]
 mod errors;
 #[path = "conformance/faults.rs"]

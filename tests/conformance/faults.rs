@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryStreamExt as _;
 use pipeline::store::s3::{S3Config, S3Store};
 use pipeline::store::{ObjectStore as _, StoreError};
-use support::s3::{Fault, Operation, S3Server};
+use support::s3::{Fault, Operation, Operation as O, S3Server};
 
 use crate::stand_in;
 use crate::suite::{assert_error, bytes, digest, key, part, read};
@@ -106,7 +106,6 @@ async fn parts_and_aborts_are_repeated_after_a_lost_reply() {
 async fn slow_down_is_obeyed_and_tried_again() {
     let server = stand_in(false).await;
     let store = server.store().unwrap();
-    use Operation as O;
     let operations = [
         O::Put,
         O::Get,

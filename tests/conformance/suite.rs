@@ -1,5 +1,6 @@
 //! What every store must do.
 
+use std::slice::from_ref;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -197,13 +198,7 @@ async fn missing_things(store: &dyn ObjectStore) {
     assert_error!(store.get(&none, Some(0..4)).await, NotFound);
     assert_error!(store.get(&none, Some(4..4)).await, NotFound);
     assert_error!(store.head(&none).await, NotFound);
-    assert!(
-        store
-            .delete(std::slice::from_ref(&none))
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(store.delete(from_ref(&none)).await.unwrap().is_empty());
     assert!(store.delete(&[]).await.unwrap().is_empty());
     assert!(store.list_uploads(&none).await.unwrap().is_empty());
     let listed: Vec<_> = store.list("missing/").try_collect().await.unwrap();
@@ -309,7 +304,10 @@ async fn multipart(store: &dyn ObjectStore) {
     let bodies = [bytes(1, PART), bytes(2, PART + 3), bytes(3, 1)];
     let upload = store.create_upload(&object).await.unwrap();
     let other = store.create_upload(&longer).await.unwrap();
-    assert_eq!(store.list_uploads(&object).await.unwrap(), [upload.clone()]);
+    assert_eq!(
+        store.list_uploads(&object).await.unwrap(),
+        from_ref(&upload)
+    );
     assert!(store.list_parts(&object, &upload).await.unwrap().is_empty());
 
     // Out of order, and one of them twice.
@@ -344,7 +342,7 @@ async fn multipart(store: &dyn ObjectStore) {
     store.abort_upload(&object, &upload).await.unwrap();
     assert!(read(store, &object).await == whole);
 
-    assert_eq!(store.list_uploads(&longer).await.unwrap(), [other.clone()]);
+    assert_eq!(store.list_uploads(&longer).await.unwrap(), from_ref(&other));
     store.abort_upload(&longer, &other).await.unwrap();
     assert!(store.list_uploads(&longer).await.unwrap().is_empty());
 }
@@ -397,11 +395,14 @@ async fn completion_onto_an_object(store: &dyn ObjectStore) {
     let sent = part(store, &object, &upload, 1, &bytes(1, 1000)).await;
     store.put_if_absent(&object, "first".into()).await.unwrap();
     for _ in 0..2 {
-        let complete = store.complete_if_absent(&object, &upload, std::slice::from_ref(&sent));
+        let complete = store.complete_if_absent(&object, &upload, from_ref(&sent));
         assert_error!(complete.await, AlreadyExists);
     }
     assert_eq!(read(store, &object).await, "first");
-    assert_eq!(store.list_uploads(&object).await.unwrap(), [upload.clone()]);
+    assert_eq!(
+        store.list_uploads(&object).await.unwrap(),
+        from_ref(&upload)
+    );
     assert_eq!(store.list_parts(&object, &upload).await.unwrap(), [sent]);
     store.abort_upload(&object, &upload).await.unwrap();
     assert!(store.list_uploads(&object).await.unwrap().is_empty());
@@ -447,9 +448,9 @@ async fn race_to_complete(store: &dyn ObjectStore, caps: &Caps) {
             (upload, sent)
         });
         let uploads = join_all(uploads).await;
-        let completions = uploads.iter().map(|(upload, sent)| {
-            store.complete_if_absent(&object, upload, std::slice::from_ref(sent))
-        });
+        let completions = uploads
+            .iter()
+            .map(|(upload, sent)| store.complete_if_absent(&object, upload, from_ref(sent)));
         let first = winner(join_all(completions).await, round);
         assert!(read(store, &object).await == bodies[first]);
         // The losers' uploads stay until they are aborted.
