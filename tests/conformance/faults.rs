@@ -256,3 +256,23 @@ async fn damage_behind_the_stores_back_reaches_the_reader() {
     server.tamper("damage", None);
     assert_error!(store.get(&object, None).await, NotFound);
 }
+
+#[tokio::test]
+async fn uploads_and_parts_are_listed_across_pages() {
+    let server = stand_in(false).await;
+    let store = server.store().unwrap();
+    let (object, longer) = (key("pages"), key("pages/more"));
+    let mut uploads = Vec::new();
+    for _ in 0..130 {
+        uploads.push(store.create_upload(&object).await.unwrap());
+        store.create_upload(&longer).await.unwrap();
+    }
+    assert_eq!(store.list_uploads(&object).await.unwrap(), uploads);
+    let mut parts = Vec::new();
+    for number in 1..=230 {
+        let body = bytes(number.into(), 10);
+        parts.push(part(&store, &object, &uploads[0], number, &body).await);
+    }
+    let listed = store.list_parts(&object, &uploads[0]).await.unwrap();
+    assert_eq!(listed, parts);
+}
