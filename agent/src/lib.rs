@@ -6,6 +6,7 @@ pub mod child;
 pub mod config;
 pub mod database;
 pub mod engine;
+pub mod engines;
 pub mod facts;
 pub mod failure;
 pub mod logging;

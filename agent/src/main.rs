@@ -1,3 +1,188 @@
 //! `pitr-agent`: runs beside one data node, copies it into the bucket and brings it back.
 
-fn main() {}
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::ErrorKind;
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use pitr_agent::config::{Config, Settings};
+use pitr_agent::engine::direct;
+use pitr_agent::engines::RealEngines;
+use pitr_agent::operation::table::OperationTable;
+use pitr_agent::serve::{ServeError, Server};
+use pitr_agent::{facts, logging, walget};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+/// How long the start may wait for the database.
+const SWEEP: Duration = Duration::from_secs(10);
+
+const EXAMPLES: &str = "\
+Examples:
+  A node's agent, reached over the network:
+    pitr-agent --pgdata /var/lib/postgresql/15/main --listen 0.0.0.0 \\
+      --tls-crt /etc/gs_pitr/db1.crt --tls-key /etc/gs_pitr/db1.key --tls-ca /etc/gs_pitr/ca.crt
+
+  A host to restore on, which has no database yet:
+    pitr-agent --allow-root /srv/restore --pg-bindir /usr/lib/postgresql/15/bin --config /etc/gs_pitr/agent.toml
+
+  A trial on one host, without certificates:
+    pitr-agent --insecure-http --pgdata /var/lib/postgresql/15/main --port 18080
+
+  agent.toml has the flags' names as its keys; a command is an array there:
+    listen = \"0.0.0.0\"
+    allow-root = [\"/srv/restore\"]
+    start-command = [\"sudo\", \"systemctl\", \"start\", \"postgresql@15-main\"]
+
+A flag comes before its environment variable, that before the file, and that before the default.
+Signals: SIGTERM and SIGINT stop it, after operations under way are cancelled; SIGHUP reads the certificates again.
+Exit codes: 0 stopped as told, 1 failed, 2 wrong command line or configuration (nothing was started).";
+
+/// Runs beside one data node, copies it into the bucket and brings it back.
+#[derive(Debug, Parser)]
+#[command(name = "pitr-agent", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetch one WAL file through a restoring agent's socket (for `restore_command`)
+    #[command(name = walget::SUBCOMMAND)]
+    WalGet {
+        /// The agent's socket
+        #[arg(long)]
+        socket: std::path::PathBuf,
+        /// Name of the WAL file (`%f`)
+        file: String,
+        /// Where to put it (`%p`)
+        path: std::path::PathBuf,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    // Before clap: a server takes most of clap's exit codes for the end of WAL.
+    if args.next().is_some_and(|first| first == walget::SUBCOMMAND) {
+        return walget::main(args);
+    }
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => return serve(cli.settings),
+        Some(Command::WalGet { .. }) => return walget::main(std::env::args_os().skip(2)),
+        Some(Command::Completions { shell }) => completions(shell),
+        Some(Command::Man) => manual(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, ErrorKind::Internal),
+    }
+}
+
+fn serve(settings: Settings) -> ExitCode {
+    let config = match Config::load(settings) {
+        Ok(config) => Arc::new(config),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("wrong configuration");
+            return failed(&error, ErrorKind::Usage);
+        }
+    };
+    logging::start(config.log_level, config.log_format);
+    // Keys and passwords are in memory: no core dump, and nobody but root reads /proc/PID/environ or mem.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!("cannot forbid core dumps: {error}");
+    }
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let wrong_files = matches!(error.downcast_ref(), Some(ServeError::Tls(_)));
+            let kind = if wrong_files {
+                ErrorKind::Usage
+            } else {
+                ErrorKind::Internal
+            };
+            failed(&error, kind)
+        }
+    }
+}
+
+fn run(config: &Arc<Config>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("agent-io")
+        .enable_all()
+        .build()
+        .context("cannot start the I/O threads")?;
+    runtime.block_on(async {
+        let server = Server::bind(Arc::clone(config)).await?;
+        let engines = RealEngines {
+            credentials: config.credentials.clone(),
+        };
+        let operations = OperationTable::new(Arc::clone(config), Arc::new(engines));
+        let machine = facts::machine_id();
+        if machine.starts_with("hostname:") {
+            tracing::warn!("this host has no /etc/machine-id; it is known as {machine}");
+        }
+        if config.tls.is_none() {
+            tracing::warn!("plain HTTP: every user of this host can give orders");
+        }
+        if config.pgdata.is_some() {
+            sweep(config).await;
+        }
+        say(&format!("listening on {}", server.url())).context("cannot write to stdout")?;
+        server.run(operations).await?;
+        Ok(())
+    })
+}
+
+/// Drops what a killed agent left in the database. That the database is not there is no reason not to start.
+async fn sweep(config: &Config) {
+    match tokio::time::timeout(SWEEP, direct::sweep(config)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::warn!("did not look for slots that a killed agent left: {error}")
+        }
+        Err(_) => tracing::warn!("the database does not answer: did not look for old slots"),
+    }
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pitr-agent", &mut script);
+    io::stdout()
+        .write_all(&script)
+        .context("cannot write to stdout")
+}
+
+fn manual() -> anyhow::Result<()> {
+    let page = clap_mangen::Man::new(Cli::command());
+    page.render(&mut io::stdout())
+        .context("cannot write to stdout")
+}
+
+/// The one line that whoever started the agent may wait for.
+fn say(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
+}
+
+/// Says why, on stderr: the log may not have begun.
+fn failed(error: &anyhow::Error, kind: ErrorKind) -> ExitCode {
+    // If stderr is closed, the exit code still says it.
+    let _ = writeln!(io::stderr(), "pitr-agent: {error:#}");
+    ExitCode::from(kind.exit_code())
+}

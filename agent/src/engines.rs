@@ -1,0 +1,44 @@
+//! The engines that the agent runs.
+
+use std::sync::Arc;
+
+use agent_api::{ApiError, BackupSpec, RepositoryAccess, RestoreSpec};
+use futures_util::future::BoxFuture;
+use pipeline::store::ObjectStore;
+use tokio::sync::mpsc;
+
+use crate::config::OwnCredentials;
+use crate::operation::table::Engines;
+use crate::operation::{BackupCommand, OperationContext, RestoreCommand};
+use crate::{engine, restore, store_access};
+
+/// Backups by the engine `direct`, and restores.
+#[derive(Debug)]
+pub struct RealEngines {
+    /// The agent's own S3 credentials.
+    pub credentials: Option<OwnCredentials>,
+}
+
+impl Engines for RealEngines {
+    fn store(&self, access: &RepositoryAccess) -> Result<Arc<dyn ObjectStore>, ApiError> {
+        store_access::open(access, self.credentials.as_ref())
+    }
+
+    fn backup(
+        &self,
+        cx: OperationContext,
+        spec: BackupSpec,
+        commands: mpsc::Receiver<BackupCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>> {
+        Box::pin(engine::direct::run(cx, spec, commands))
+    }
+
+    fn restore(
+        &self,
+        cx: OperationContext,
+        spec: RestoreSpec,
+        commands: mpsc::Receiver<RestoreCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>> {
+        Box::pin(restore::run(cx, spec, commands))
+    }
+}
