@@ -153,7 +153,7 @@ async fn sweep(config: &Config) {
     match tokio::time::timeout(SWEEP, direct::sweep(config)).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            tracing::warn!("did not look for slots that a killed agent left: {error}")
+            tracing::warn!("did not look for slots that a killed agent left: {error}");
         }
         Err(_) => tracing::warn!("the database does not answer: did not look for old slots"),
     }

@@ -1,5 +1,8 @@
 //! The agent's HTTP side, asked of the real program.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod backup;
 mod certs;
 mod process;
 
@@ -47,7 +50,7 @@ fn backup(id: Uuid) -> StartOperation {
 async fn the_right_certificate_gets_in_and_an_agent_without_a_database_serves() {
     let authority = Authority::new();
     let directory = tempfile::tempdir().unwrap();
-    let agent = Agent::secure(&authority, &directory);
+    let mut agent = Agent::secure(&authority, &directory);
     let client = client(&agent, &authority.transport(&authority.operator()));
     let health = client.health().await.unwrap();
     assert_eq!(health.version, env!("CARGO_PKG_VERSION"));

@@ -155,7 +155,7 @@ impl Agent {
     }
 
     /// Its exit code after SIGTERM.
-    pub(crate) async fn stop(mut self) -> Option<i32> {
+    pub(crate) async fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         let begun = Instant::now();
         loop {
