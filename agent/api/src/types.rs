@@ -82,7 +82,7 @@ pub struct ServerFacts {
     pub in_recovery: bool,
     /// Whether pages carry checksums.
     pub data_checksums: bool,
-    /// Sum of all databases' sizes in bytes.
+    /// Sum of all databases' sizes in bytes; 0 if the database did not say within 5 s.
     pub size_bytes: u64,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,

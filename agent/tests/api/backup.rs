@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::process::Agent;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A database, its agent and a bucket. Dropped in this order.
 struct Node {
