@@ -14,6 +14,8 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 
+use crate::store::{Detail, StoreError};
+
 /// How long a credential command may run.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// Most bytes a credential command or file may hold.
@@ -56,6 +58,28 @@ impl fmt::Debug for CredentialSource {
             // Arguments may hold secrets.
             Self::Command(argv) => f.debug_tuple("Command").field(&argv.first()).finish(),
         }
+    }
+}
+
+impl CredentialSource {
+    /// The keys that this source has now, as [`CredentialSource::Static`]: to lend to another process.
+    ///
+    /// # Errors
+    /// [`StoreError::Unauthenticated`] if it has none.
+    pub async fn resolve(&self) -> Result<Self, StoreError> {
+        let keys = match Provider::new(self.clone()).credentials().await {
+            Ok(keys) => keys,
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                let why = source.unwrap_or_else(|| error.to_string());
+                return Err(StoreError::Unauthenticated(Detail::new("sign", "", why)));
+            }
+        };
+        Ok(Self::Static {
+            access_key_id: keys.access_key_id().to_owned(),
+            secret_access_key: keys.secret_access_key().to_owned(),
+            session_token: keys.session_token().map(str::to_owned),
+        })
     }
 }
 
