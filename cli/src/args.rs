@@ -1,0 +1,86 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::backup::BackupArgs;
+use crate::commands::certs::CertsCommand;
+use crate::commands::completions::CompletionsArgs;
+use crate::commands::man::ManArgs;
+use crate::commands::restore::RestoreArgs;
+use crate::commands::show::ShowArgs;
+use crate::exit;
+use crate::settings::GlobalArgs;
+
+/// One backup of a whole cluster, straight into a bucket, and back
+#[derive(Debug, Parser)]
+#[command(
+    name = "gs_pitr",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_long_help = exit::help("
+    gs_pitr certs init
+    gs_pitr backup --repo s3://backups/prod --nodes db1:18080,db2:18080
+    gs_pitr show --repo s3://backups/prod
+    gs_pitr restore --repo s3://backups/prod --id 20261121T040233Z-F-9f3c1a2b --nodes db1:18080,db2:18080 --target-dir /srv/restored"))]
+pub(crate) struct Cli {
+    /// What every command knows.
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Back up all nodes to one point
+    #[command(after_long_help = exit::help("
+        gs_pitr backup --nodes db1:18080,db2:18080
+        gs_pitr backup --nodes db1:18080,db2:18080 -j 8 --label 'before the upgrade' --bandwidth 50MiB
+        gs_pitr backup --profile prod --output json"))]
+    Backup(BackupArgs),
+    /// List the backups, or one in detail
+    #[command(after_long_help = exit::help("
+        gs_pitr show
+        gs_pitr show 20261121T04
+        gs_pitr show --output json
+        gs_pitr show --from-mirror"))]
+    Show(ShowArgs),
+    /// Bring all nodes of a backup back, each in a fresh directory, recovered to its point
+    #[command(after_long_help = exit::help("
+        gs_pitr restore --id 20261121T040233Z-F-9f3c1a2b --nodes new1:18080,new2:18080 --map db1:5432=new1:18080 --map db2:5432=new2:18080 --target-dir /srv/restored
+        gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --no-start --yes"))]
+    Restore(RestoreArgs),
+    /// Make certificates for the agents and for this program
+    #[command(subcommand, after_long_help = exit::help("
+        gs_pitr certs init
+        gs_pitr certs issue --name db1 --san db1.example --san 10.0.0.11"))]
+    Certs(CertsCommand),
+    /// Print a script that completes this program's command line
+    #[command(after_long_help = exit::help("
+        gs_pitr completions bash > /etc/bash_completion.d/gs_pitr"))]
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write all of them
+    #[command(after_long_help = exit::help("
+        gs_pitr man | man -l -
+        gs_pitr man --dir /usr/local/share/man/man1"))]
+    Man(ManArgs),
+}
+
+impl Command {
+    /// Its name as it stands in results.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Backup(_) => "backup",
+            Self::Show(_) => "show",
+            Self::Restore(_) => "restore",
+            Self::Certs(CertsCommand::Init(_)) => "certs init",
+            Self::Certs(CertsCommand::Issue(_)) => "certs issue",
+            Self::Completions(_) => "completions",
+            Self::Man(_) => "man",
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! `gs_pitr backup`: every node's copy and one point, then the manifest.
+
+mod commit;
+mod nodes;
+
+use std::sync::Arc;
+
+use agent_api::{BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, StartOperation};
+use catalog::Catalog;
+use catalog::ids::BackupId;
+use catalog::journal::{OperationJournal, OperationStart};
+use clap::Args;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::agents;
+use crate::coordinator::direct::Direct;
+use crate::coordinator::{Coordinator, Moment};
+use crate::failure::{Failure, Result};
+use crate::mirrored;
+use crate::operations::{Live, Operation, all_or_cancel};
+use crate::printer::Printer;
+use crate::repo;
+use crate::settings::values::{Address, NodeName};
+use crate::settings::{LevelArgs, Options, Settings, TransferArgs};
+use crate::signals;
+pub(crate) use commit::AGENT_FIELD;
+use nodes::Part;
+
+/// `gs_pitr backup`
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    transfer: TransferArgs,
+    /// Kind of backup; only FULL for now
+    #[arg(
+        short = 'b',
+        long = "mode",
+        value_name = "MODE",
+        default_value = "FULL",
+        ignore_case = true
+    )]
+    mode: Mode,
+    /// A word or two about this backup
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    #[command(flatten)]
+    level: LevelArgs,
+    /// Let the checkpoint at the start take its time, rather than hurry it
+    #[arg(long)]
+    spread_checkpoint: bool,
+    /// This agent's database is the node registered as UUID, wherever it lived before
+    #[arg(long, value_name = "HOST:PORT=UUID")]
+    node_id: Vec<NodeName>,
+    /// This agent's database is a new node, whatever it resembles
+    #[arg(long, value_name = "HOST:PORT")]
+    new_node: Vec<Address>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "UPPER")]
+enum Mode {
+    Full,
+    #[value(hide = true)]
+    Ptrack,
+    #[value(hide = true)]
+    Delta,
+    #[value(hide = true)]
+    Page,
+}
+
+impl BackupArgs {
+    /// What the command's own flags say.
+    pub(crate) fn options(&self) -> Options {
+        Options::from(&self.transfer).combine(Options::from(&self.level))
+    }
+}
+
+/// What every step needs.
+struct Job<'a> {
+    args: &'a BackupArgs,
+    settings: &'a Settings,
+    printer: &'a Printer,
+    live: &'a Live,
+    cancel: CancellationToken,
+    operation: Uuid,
+    backup: BackupId,
+    started: Timestamp,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &BackupArgs, settings: &Settings, printer: &Printer) -> Result<()> {
+    if args.mode != Mode::Full {
+        let message = "only `-b FULL` can be made yet; increments are to come";
+        return Err(Failure::usage(message).next("gs_pitr backup -b FULL"));
+    }
+    if args
+        .label
+        .as_deref()
+        .is_some_and(|label| label.len() > 256 || label.contains(char::is_control))
+    {
+        return Err(Failure::usage(
+            "`--label` is longer than 256 bytes or has control characters",
+        ));
+    }
+    let (live, cancel, started) = (Live::default(), CancellationToken::new(), Timestamp::now());
+    let job = Job {
+        args,
+        settings,
+        printer,
+        live: &live,
+        cancel: cancel.clone(),
+        operation: Uuid::now_v7(),
+        backup: BackupId::generate(started, true),
+        started,
+    };
+    signals::guarded(job.operation, settings, printer, &live, &cancel, job.run()).await
+}
+
+impl Job<'_> {
+    async fn run(&self) -> Result<()> {
+        let addresses = self.settings.nodes()?;
+        nodes::check_choices(self.args, addresses)?;
+        repo::store(self.settings)?;
+        let hosts = agents::connect(addresses, self.settings, self.printer, &self.cancel).await?;
+        nodes::check_hosts(&hosts)?;
+        let catalog = self
+            .unless_cancelled(repo::open_or_create(self.settings, self.operation))
+            .await?;
+        let choices = nodes::matched(&catalog, &hosts, self.args).await?;
+        // From here on something may be left in the bucket, whatever happens.
+        let outcome = self.in_repository(&catalog, hosts, choices).await;
+        outcome.map_err(|failure| {
+            failure.changed_if(true).next(
+                "run the command again; what is left in the bucket is no backup and does no harm",
+            )
+        })
+    }
+
+    async fn in_repository(
+        &self,
+        catalog: &Catalog,
+        hosts: Vec<agents::Host>,
+        choices: Vec<nodes::Choice>,
+    ) -> Result<()> {
+        let start = OperationStart {
+            operation: self.operation,
+            kind: "backup".into(),
+            backup_id: Some(self.backup.clone()),
+            node_id: None,
+            log_head: catalog.log_head().await?,
+        };
+        let journal = OperationJournal::start(Arc::clone(catalog.store()), start).await?;
+        let fields = json!({"operation": self.operation, "backup_id": self.backup});
+        let text = format!("backup {} of {} nodes", self.backup, hosts.len());
+        self.printer.event("started", fields, Some(&text));
+        let outcome = self.copy_and_commit(catalog, hosts, choices).await;
+        if outcome.is_err() {
+            let left = self.live.cancel_all(self.printer).await;
+            if !left.is_empty() {
+                tracing::info!(?left, "operations left to end by themselves");
+            }
+        }
+        let words = outcome.as_ref().err().map(ToString::to_string);
+        if let Err(error) = journal.ended(words.as_deref()).await {
+            let message = format!("the operation's end could not be journalled: {error}");
+            self.printer.warning(None, &message);
+        }
+        outcome
+    }
+
+    async fn copy_and_commit(
+        &self,
+        catalog: &Catalog,
+        hosts: Vec<agents::Host>,
+        choices: Vec<nodes::Choice>,
+    ) -> Result<()> {
+        let parts = nodes::registered(catalog, hosts, choices, self.operation).await?;
+        let copies = all_or_cancel(&parts, &self.cancel, |part, cancel| async move {
+            self.copied(part, &cancel).await
+        });
+        let mut copies = copies.await?;
+        let moment = Direct::new(self.printer)
+            .mark(&copies, &self.cancel)
+            .await?;
+        let shipped = self.shipped(&mut copies).await?;
+        let manifest = self.committed(catalog, &moment, &parts, shipped).await?;
+        self.released(copies).await;
+        mirrored::refresh(catalog, self.settings, self.printer).await;
+        commit::report(&manifest, self.printer);
+        Ok(())
+    }
+
+    /// One node's copy, made again alone if it failed for a reason that may have passed.
+    async fn copied(&self, part: &Part, cancel: &CancellationToken) -> Result<Operation> {
+        match self.attempt(part, 1, cancel).await {
+            Err(failure) if !failure.is_permanent() && !cancel.is_cancelled() => {
+                // An agent that was merely out of reach may still be copying.
+                let agent = &part.host.agent;
+                if !self.live.cancel_on(agent, self.printer).await {
+                    return Err(failure);
+                }
+                let name = agent.name();
+                let message = format!("its copy failed and is made again: {failure}");
+                self.printer.warning(Some(&name), &message);
+                self.attempt(part, 2, cancel).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        part: &Part,
+        attempt: u32,
+        cancel: &CancellationToken,
+    ) -> Result<Operation> {
+        let agent = &part.host.agent;
+        let lend = !part.host.facts.has_credentials;
+        let request = StartOperation {
+            operation: Uuid::now_v7(),
+            repository: repo::access(self.settings, lend).await?,
+            bandwidth: self.settings.bandwidth(),
+            spec: OperationSpec::Backup(BackupSpec {
+                backup_id: self.backup.clone(),
+                node_id: part.node,
+                epoch: part.epoch.clone(),
+                attempt,
+                jobs: self.settings.jobs(),
+                level: self.settings.level(),
+                label: self.args.label.clone(),
+                fast_checkpoint: !self.args.spread_checkpoint,
+            }),
+        };
+        let (live, printer) = (self.live, self.printer);
+        let mut copy = Operation::start(agent, part.node, &request, live, printer, cancel).await?;
+        copy.reach(Phase::Copied, cancel).await?;
+        Ok(copy)
+    }
+
+    /// Has every node's WAL sent up to its restore point.
+    async fn shipped(&self, copies: &mut [Operation]) -> Result<Vec<OperationStatus>> {
+        all_or_cancel(copies, &self.cancel, |copy, cancel| async move {
+            copy.agent().ship(copy.id(), &cancel).await?;
+            copy.reach(Phase::Shipped, &cancel).await
+        })
+        .await
+    }
+
+    /// Writes point and manifest. From here on nothing is cancelled: half of it helps nobody, and each
+    /// request has a deadline of its own.
+    async fn committed(
+        &self,
+        catalog: &Catalog,
+        moment: &Moment,
+        parts: &[Part],
+        shipped: Vec<OperationStatus>,
+    ) -> Result<catalog::model::Manifest> {
+        if self.cancel.is_cancelled() {
+            return Err(Failure::cancelled());
+        }
+        let label = self.args.label.clone();
+        let head = commit::Head {
+            operation: self.operation,
+            backup: self.backup.clone(),
+            started: self.started,
+            label,
+        };
+        let (point, manifest) = commit::documents(head, moment, parts, shipped)?;
+        catalog.put_point(&point).await?;
+        let committed = catalog.commit_backup(&manifest).await.map_err(|error| {
+            let unknown = matches!(
+                &error,
+                catalog::CatalogError::Store(pipeline::store::StoreError::UnknownOutcome(_))
+            );
+            let failure = Failure::from(error);
+            if unknown {
+                failure.next(format!("gs_pitr show {}", self.backup))
+            } else {
+                failure
+            }
+        })?;
+        if let Err(error) = committed.logged {
+            let message =
+                format!("the backup exists, but its log entry could not be written: {error}");
+            self.printer.warning(None, &message);
+        }
+        Ok(manifest)
+    }
+
+    /// Lets every agent drop its WAL hold. The backup exists whatever comes of it.
+    async fn released(&self, copies: Vec<Operation>) {
+        let never = CancellationToken::new();
+        let releases = copies.into_iter().map(|mut copy| {
+            let never = &never;
+            async move {
+                let released = async {
+                    copy.agent().release(copy.id(), never).await?;
+                    copy.reach(Phase::Done, never).await
+                };
+                let released = tokio::time::timeout(self.settings.agent_timeout(), released).await;
+                let why = match released {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(failure)) => failure.message,
+                    Err(_) => "it took too long".to_owned(),
+                };
+                let message = format!(
+                    "the backup exists, but the agent did not confirm that it dropped its replication slot: {why}; it drops it by itself when nobody asks for it"
+                );
+                self.printer.warning(Some(&copy.agent().name()), &message);
+            }
+        });
+        join_all(releases).await;
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.cancel.cancelled() => Err(Failure::cancelled()),
+        }
+    }
+}
+
+/// A failure of the agent and not of us.
+fn agent_failed(agent: &agents::Agent, message: String) -> Failure {
+    Failure::new(ErrorKind::Internal, message).on(agent.name())
+}

@@ -1,0 +1,147 @@
+//! What the agents answered, made into a point and a manifest, and told.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use agent_api::OperationStatus;
+use catalog::ids::BackupId;
+use catalog::model::{FORMAT, Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use jiff::Timestamp;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::agent_failed;
+use super::nodes::Part;
+use crate::coordinator::Moment;
+use crate::failure::Result;
+use crate::printer::{Printer, bytes, duration};
+
+/// Name of the field of a node's part of a manifest that keeps the agent's address: `restore` finds
+/// agents by it.
+pub(crate) const AGENT_FIELD: &str = "agent";
+
+/// What is known of the backup beside what the agents say.
+pub(super) struct Head {
+    pub(super) operation: Uuid,
+    pub(super) backup: BackupId,
+    pub(super) started: Timestamp,
+    pub(super) label: Option<String>,
+}
+
+/// Makes the point and the manifest.
+///
+/// # Errors
+/// If an agent's answer is not about what it was asked for.
+pub(super) fn documents(
+    head: Head,
+    moment: &Moment,
+    parts: &[Part],
+    shipped: Vec<OperationStatus>,
+) -> Result<(Point, Manifest)> {
+    let (mut backups, mut points) = (Vec::new(), Vec::new());
+    for ((part, status), mark) in parts.iter().zip(shipped).zip(&moment.marks) {
+        let (mut backup, point) = answer(part, status)?;
+        let wrong =
+            |what: &str| agent_failed(&part.host.agent, format!("the agent's result has {what}"));
+        if backup.node_id != part.node || point.node_id != part.node {
+            return Err(wrong("another node's id"));
+        }
+        if backup.epoch != part.epoch || point.epoch != part.epoch {
+            return Err(wrong("another epoch"));
+        }
+        if point.restore_point != mark.restore_point || point.end_lsn != mark.end_lsn {
+            return Err(wrong("another restore point than it made"));
+        }
+        let address = part.host.agent.address().to_string();
+        backup.extra.insert(AGENT_FIELD.to_owned(), address.into());
+        backups.push(backup);
+        points.push(point);
+    }
+    let point = Point {
+        format: FORMAT,
+        point_id: moment.point.clone(),
+        created: moment.created,
+        consistency: moment.consistency,
+        csn: moment.csn.clone(),
+        lock_ms: moment.lock_ms,
+        operation: head.operation,
+        nodes: points,
+        nonce: Uuid::new_v4(),
+        extra: serde_json::Map::new(),
+    };
+    let manifest = Manifest {
+        format: FORMAT,
+        backup_id: head.backup,
+        state: ManifestState::Complete,
+        mode: "FULL".into(),
+        engine: "direct".into(),
+        parent: None,
+        label: head.label,
+        consistency: moment.consistency,
+        point: Some(moment.point.clone()),
+        started: head.started,
+        completed: Timestamp::now(),
+        operation: head.operation,
+        writer: concat!("gs_pitr ", env!("CARGO_PKG_VERSION")).into(),
+        nodes: backups,
+        nonce: Uuid::new_v4(),
+        extra: serde_json::Map::new(),
+    };
+    Ok((point, manifest))
+}
+
+fn answer(part: &Part, status: OperationStatus) -> Result<(NodeBackup, NodePoint)> {
+    if let (Some(backup), Some(point)) = (status.backup, status.point) {
+        return Ok((*backup, point));
+    }
+    let message = "the agent says that all is shipped, and not what".to_owned();
+    Err(agent_failed(&part.host.agent, message))
+}
+
+fn seconds(node: &NodeBackup) -> Duration {
+    let span = node.completed.duration_since(node.started);
+    Duration::try_from(span).unwrap_or_default()
+}
+
+/// Tells what was made.
+pub(super) fn report(manifest: &Manifest, printer: &Printer) {
+    let mut text = format!("backup {}", manifest.backup_id);
+    let mut nodes = Vec::new();
+    for node in &manifest.nodes {
+        if !node.corrupt_pages.is_empty() {
+            let (host, port, pages) = (&node.host, node.port, node.corrupt_pages.join(", "));
+            let message =
+                format!("pages with a wrong checksum on the source, kept as they are: {pages}");
+            printer.warning(Some(&format!("{host}:{port}")), &message);
+        }
+        let _ = write!(
+            text,
+            "\n  {} {}:{}  {} read, {} stored, {}",
+            node.node_id,
+            node.host,
+            node.port,
+            bytes(node.plain_bytes),
+            bytes(node.stored_bytes),
+            duration(seconds(node)),
+        );
+        nodes.push(json!({
+            "node_id": node.node_id,
+            "host": node.host,
+            "port": node.port,
+            "plain_bytes": node.plain_bytes,
+            "stored_bytes": node.stored_bytes,
+            "seconds": seconds(node).as_secs_f64(),
+        }));
+    }
+    if let Some(point) = &manifest.point {
+        let _ = write!(text, "\n  point {point}");
+    }
+    printer.text(&text);
+    let fields = json!({
+        "backup_id": manifest.backup_id,
+        "consistency": manifest.consistency,
+        "point": manifest.point,
+        "nodes": nodes,
+    });
+    printer.result("backup", fields);
+}

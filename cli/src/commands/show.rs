@@ -1,0 +1,373 @@
+//! `gs_pitr show`: what the repository has.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use agent_api::ErrorKind;
+use catalog::Catalog;
+use catalog::ids::BackupId;
+use catalog::mirror::Mirror;
+use catalog::model::{Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use catalog::repo::{BackupState, ListedBackup};
+use clap::Args;
+use comfy_table::{Table, presets};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::failure::{Failure, Result};
+use crate::printer::{Printer, bytes};
+use crate::settings::Settings;
+use crate::{mirrored, repo};
+
+/// `gs_pitr show`
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The backup's id, or the beginning of one that is unique; without it, all are listed
+    id: Option<String>,
+    /// Show what the local mirror had when the bucket was last seen; never a basis for a restore
+    #[arg(long)]
+    from_mirror: bool,
+}
+
+/// One backup as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: String,
+    mode: Option<String>,
+    engine: Option<String>,
+    /// `complete`, `deleted`, `abandoned`, `unfinished`, or `damaged`, `newer-format`.
+    status: &'static str,
+    consistency: Option<catalog::model::Consistency>,
+    point: Option<String>,
+    started: Option<Timestamp>,
+    completed: Option<Timestamp>,
+    label: Option<String>,
+    /// Why it cannot be used.
+    problem: Option<String>,
+    nodes: Vec<ShownNode>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownNode {
+    node_id: Uuid,
+    host: String,
+    port: u16,
+    plain_bytes: u64,
+    stored_bytes: u64,
+    files: u64,
+    seconds: f64,
+    attempt: u32,
+    epoch: String,
+    timeline: u32,
+    server_version_num: u32,
+    start_lsn: String,
+    stop_lsn: String,
+    wal_first: String,
+    wal_last: String,
+    data_directory: String,
+    tablespaces: usize,
+    corrupt_pages: Vec<String>,
+    /// Only when one backup is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore_point: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    point_lsn: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &ShowArgs, settings: &Settings, printer: &Printer) -> Result<()> {
+    let id = args.id.as_deref();
+    if args.from_mirror {
+        let mirror = mirrored::find(settings)?;
+        let message = "this is what the local mirror had when the bucket was last seen";
+        printer.warning(None, message);
+        let backups = from_mirror(&mirror, id).await?;
+        printer.text(&text(&backups, id));
+        printer.result("show", json!({"source": "mirror", "backups": backups}));
+        return Ok(());
+    }
+    let found = from_bucket(id, settings).await;
+    let (backups, catalog) = found.map_err(|failure| match failure.kind {
+        ErrorKind::StoreUnavailable => Failure {
+            next: failure
+                .next
+                .map(|next| format!("{next}; the last known state: gs_pitr show --from-mirror")),
+            ..failure
+        },
+        _ => failure,
+    })?;
+    printer.text(&text(&backups, id));
+    mirrored::refresh(&catalog, settings, printer).await;
+    printer.result("show", json!({"source": "bucket", "backups": backups}));
+    Ok(())
+}
+
+fn text(backups: &[Shown], id: Option<&str>) -> String {
+    match (id, backups) {
+        (Some(_), [backup]) => detail(backup),
+        _ => table(backups),
+    }
+}
+
+async fn from_bucket(id: Option<&str>, settings: &Settings) -> Result<(Vec<Shown>, Catalog)> {
+    let catalog = repo::open(settings).await?;
+    let Some(id) = id else {
+        let all = catalog.backups().await?.into_iter().map(listed).collect();
+        return Ok((all, catalog));
+    };
+    let id = catalog.resolve_backup_id(id).await?;
+    let found = catalog.restorable(&id).await?;
+    Ok((vec![shown(found.manifest, Some(&found.point))], catalog))
+}
+
+async fn from_mirror(mirror: &Mirror, id: Option<&str>) -> Result<Vec<Shown>> {
+    let manifests = mirror.backups().await?;
+    let Some(id) = id else {
+        return Ok(manifests
+            .into_iter()
+            .map(|manifest| shown(manifest, None))
+            .collect());
+    };
+    let matching = |manifest: &Manifest| manifest.backup_id.as_str().starts_with(id);
+    let mut found: Vec<_> = manifests.into_iter().filter(matching).collect();
+    let manifest = match (found.pop(), found.as_slice()) {
+        (Some(manifest), []) => manifest,
+        (None, _) => {
+            let message = format!("the mirror has no backup `{id}`");
+            return Err(Failure::new(ErrorKind::NotFound, message));
+        }
+        (Some(last), others) => {
+            let ids: Vec<&BackupId> = others
+                .iter()
+                .chain([&last])
+                .map(|it| &it.backup_id)
+                .collect();
+            let ids: Vec<_> = ids.into_iter().map(ToString::to_string).collect();
+            let message = format!("backup `{id}` is ambiguous: {}", ids.join(", "));
+            return Err(Failure::usage(message));
+        }
+    };
+    let points = mirror.points().await?;
+    let point = points
+        .iter()
+        .find(|point| Some(&point.point_id) == manifest.point.as_ref());
+    Ok(vec![shown(manifest, point)])
+}
+
+fn listed(backup: ListedBackup) -> Shown {
+    let bare = |status, problem| Shown {
+        id: backup.name.clone(),
+        mode: None,
+        engine: None,
+        status,
+        consistency: None,
+        point: None,
+        started: None,
+        completed: None,
+        label: None,
+        problem,
+        nodes: Vec::new(),
+    };
+    match backup.state {
+        BackupState::Complete(manifest) | BackupState::Abandoned(manifest) => {
+            shown(*manifest, None)
+        }
+        BackupState::Deleted => bare("deleted", None),
+        BackupState::Unfinished => bare("unfinished", None),
+        BackupState::Unusable(error) => {
+            let status = match error {
+                catalog::CatalogError::NewerFormat { .. } => "newer-format",
+                _ => "damaged",
+            };
+            bare(status, Some(error.to_string()))
+        }
+    }
+}
+
+fn shown(manifest: Manifest, point: Option<&Point>) -> Shown {
+    let points: BTreeMap<Uuid, &NodePoint> = point
+        .iter()
+        .flat_map(|point| &point.nodes)
+        .map(|node| (node.node_id, node))
+        .collect();
+    let nodes = manifest.nodes.into_iter();
+    let nodes = nodes.map(|node| {
+        let point = points.get(&node.node_id).copied();
+        shown_node(node, point)
+    });
+    let nodes = nodes.collect();
+    let (status, complete) = match manifest.state {
+        ManifestState::Complete => ("complete", true),
+        ManifestState::Abandoned => ("abandoned", false),
+    };
+    Shown {
+        id: manifest.backup_id.to_string(),
+        mode: Some(manifest.mode),
+        engine: Some(manifest.engine),
+        status,
+        consistency: complete.then_some(manifest.consistency),
+        point: manifest.point.map(|point| point.to_string()),
+        started: Some(manifest.started),
+        completed: complete.then_some(manifest.completed),
+        label: manifest.label,
+        problem: None,
+        nodes,
+    }
+}
+
+fn shown_node(node: NodeBackup, point: Option<&NodePoint>) -> ShownNode {
+    ShownNode {
+        node_id: node.node_id,
+        host: node.host,
+        port: node.port,
+        plain_bytes: node.plain_bytes,
+        stored_bytes: node.stored_bytes,
+        files: node.files,
+        seconds: node.completed.duration_since(node.started).as_secs_f64(),
+        attempt: node.attempt,
+        epoch: node.epoch.to_string(),
+        timeline: node.timeline,
+        server_version_num: node.server_version_num,
+        start_lsn: node.start_lsn,
+        stop_lsn: node.stop_lsn,
+        wal_first: node.wal_first,
+        // The point's WAL reaches further than the copy's.
+        wal_last: point.map_or(node.wal_last, |point| point.wal_last.clone()),
+        data_directory: node.data_directory,
+        tablespaces: node.tablespaces.len(),
+        corrupt_pages: node.corrupt_pages,
+        restore_point: point.map(|point| point.restore_point.clone()),
+        point_lsn: point.map(|point| point.end_lsn.clone()),
+    }
+}
+
+fn moment(time: Option<Timestamp>) -> String {
+    time.map_or_else(
+        || "-".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+    )
+}
+
+fn word(text: Option<&str>) -> &str {
+    text.unwrap_or("-")
+}
+
+fn consistency(backup: &Shown) -> &'static str {
+    match backup.consistency {
+        Some(catalog::model::Consistency::PerNode) => "per-node",
+        Some(catalog::model::Consistency::Cluster) => "cluster",
+        None => "-",
+    }
+}
+
+fn sum(backup: &Shown, of: impl Fn(&ShownNode) -> u64) -> String {
+    if backup.nodes.is_empty() {
+        return "-".to_owned();
+    }
+    bytes(backup.nodes.iter().map(of).fold(0, u64::saturating_add))
+}
+
+fn table(backups: &[Shown]) -> String {
+    if backups.is_empty() {
+        return "no backups".to_owned();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "ID",
+        "MODE",
+        "STATUS",
+        "CONSISTENCY",
+        "COMPLETED",
+        "NODES",
+        "PLAIN",
+        "STORED",
+        "LABEL",
+    ]);
+    for backup in backups {
+        table.add_row([
+            backup.id.clone(),
+            word(backup.mode.as_deref()).to_owned(),
+            backup.status.to_owned(),
+            consistency(backup).to_owned(),
+            moment(backup.completed),
+            backup.nodes.len().to_string(),
+            sum(backup, |node| node.plain_bytes),
+            sum(backup, |node| node.stored_bytes),
+            word(backup.label.as_deref()).to_owned(),
+        ]);
+    }
+    let mut text = table.trim_fmt();
+    for backup in backups {
+        if let Some(problem) = &backup.problem {
+            let _ = write!(text, "\n{}: {problem}", backup.id);
+        }
+    }
+    text
+}
+
+fn detail(backup: &Shown) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let version = |number: u32| format!("{}.{}", number / 10_000, number % 10_000);
+    let rows = [
+        ("backup", backup.id.clone()),
+        ("status", backup.status.to_owned()),
+        ("mode", word(backup.mode.as_deref()).to_owned()),
+        ("engine", word(backup.engine.as_deref()).to_owned()),
+        ("consistency", consistency(backup).to_owned()),
+        ("point", word(backup.point.as_deref()).to_owned()),
+        ("label", word(backup.label.as_deref()).to_owned()),
+        ("started", moment(backup.started)),
+        ("completed", moment(backup.completed)),
+    ];
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    for node in &backup.nodes {
+        let stored = format!(
+            "{} plain, {} stored, {} files",
+            bytes(node.plain_bytes),
+            bytes(node.stored_bytes),
+            node.files
+        );
+        let rows = [
+            ("", String::new()),
+            ("node", node.node_id.to_string()),
+            ("  source", format!("{}:{}", node.host, node.port)),
+            ("  version", version(node.server_version_num)),
+            ("  data directory", node.data_directory.clone()),
+            ("  tablespaces", node.tablespaces.to_string()),
+            ("  size", stored),
+            (
+                "  copy",
+                format!(
+                    "{} to {} on timeline {}",
+                    node.start_lsn, node.stop_lsn, node.timeline
+                ),
+            ),
+            (
+                "  point",
+                format!(
+                    "{} ({})",
+                    word(node.point_lsn.as_deref()),
+                    word(node.restore_point.as_deref())
+                ),
+            ),
+            ("  WAL", format!("{} to {}", node.wal_first, node.wal_last)),
+            (
+                "  epoch",
+                format!("{}, attempt {}", node.epoch, node.attempt),
+            ),
+        ];
+        for (name, value) in rows {
+            table.add_row([name.to_owned(), value]);
+        }
+        if !node.corrupt_pages.is_empty() {
+            table.add_row(["  corrupt pages".to_owned(), node.corrupt_pages.join(", ")]);
+        }
+    }
+    table.trim_fmt()
+}

@@ -1,0 +1,48 @@
+//! Who makes the nodes agree on one moment.
+//!
+//! A backup copies nodes without asking anybody; only the point needs somebody who knows what holds the
+//! cluster together. [`direct::Direct`] knows nothing but the list of nodes, so its points are
+//! consistent per node. A coordinator of a ShardingSphere cluster locks, proves and unlocks around the
+//! same marks.
+
+pub(crate) mod direct;
+
+use agent_api::MarkResult;
+use catalog::ids::PointId;
+use catalog::model::Consistency;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Result;
+use crate::operations::Operation;
+
+/// A restore point on every node.
+#[derive(Debug)]
+pub(crate) struct Moment {
+    /// The point it becomes.
+    pub(crate) point: PointId,
+    /// When it was begun (UTC).
+    pub(crate) created: Timestamp,
+    /// What it proves.
+    pub(crate) consistency: Consistency,
+    /// The cluster's commit sequence number, where there is one.
+    pub(crate) csn: Option<String>,
+    /// How long the cluster was locked, in milliseconds.
+    pub(crate) lock_ms: u64,
+    /// What each node made, in the order of the operations.
+    pub(crate) marks: Vec<MarkResult>,
+}
+
+/// Makes points.
+pub(crate) trait Coordinator {
+    /// Makes a restore point on every node whose copy waits for one. A moment that fails is retried
+    /// under a new name; the copies stay.
+    ///
+    /// # Errors
+    /// Why there is no point, with the node that refused it; a cancellation.
+    fn mark(
+        &self,
+        copies: &[Operation],
+        cancel: &CancellationToken,
+    ) -> impl Future<Output = Result<Moment>>;
+}

@@ -1,0 +1,297 @@
+//! Operations on agents: started, watched, and ended in order whatever happens.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent_api::{EventKind, OperationStatus, Phase, Progress, StartOperation};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::agents::{Agent, Events};
+use crate::failure::{Failure, Result};
+use crate::printer::{NodeBar, Printer};
+
+/// A status is asked for at least this often, so that a connection that died silently is noticed.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// Pause before the event stream is opened again.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// Progress lines for machines come at most this often per node.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long an agent has to end an operation that was cancelled.
+const END_WITHIN: Duration = Duration::from_mins(1);
+
+/// Operations that have been started and not yet been seen to end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Live(Arc<Mutex<BTreeMap<Uuid, Arc<Agent>>>>);
+
+impl Live {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Agent>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self, operation: Uuid) {
+        self.all().remove(&operation);
+    }
+
+    /// The agents they are on.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.all().values().map(|agent| agent.name()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Cancels all of them and waits until each agent says that its own has ended. Returns those that
+    /// did not.
+    pub(crate) async fn cancel_all(&self, printer: &Printer) -> Vec<String> {
+        self.cancel_where(printer, |_| true).await;
+        self.names()
+    }
+
+    /// Cancels those on one agent. Whether all of them have ended.
+    pub(crate) async fn cancel_on(&self, agent: &Arc<Agent>, printer: &Printer) -> bool {
+        let on = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);
+        self.cancel_where(printer, on).await;
+        !self.all().values().any(on)
+    }
+
+    async fn cancel_where(&self, printer: &Printer, of: impl Fn(&Arc<Agent>) -> bool) {
+        let all = self.all().clone().into_iter();
+        let all: Vec<_> = all.filter(|(_, agent)| of(agent)).collect();
+        let ends = all.into_iter().map(|(operation, agent)| async move {
+            if timeout(END_WITHIN, cancel(&agent, operation)).await.is_ok_and(|ended| ended) {
+                self.ended(operation);
+            } else {
+                let message = "did not confirm that it has stopped; it ends by itself when nobody asks for it";
+                printer.warning(Some(&agent.name()), message);
+            }
+        });
+        join_all(ends).await;
+    }
+}
+
+/// Cancels one operation and waits for its end.
+async fn cancel(agent: &Agent, operation: Uuid) -> bool {
+    let never = CancellationToken::new();
+    let mut status = match agent.cancel(operation, &never).await {
+        Ok(status) => status,
+        // Started or not: an agent that does not know it has nothing to end.
+        Err(failure) => return failure.kind == agent_api::ErrorKind::NotFound,
+    };
+    while !status.phase.is_end() {
+        sleep(REOPEN_AFTER / 2).await;
+        match agent.status(operation, &never).await {
+            Ok(now) => status = now,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// One operation on one agent, as this program watches it.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    agent: Arc<Agent>,
+    id: Uuid,
+    /// The node in events, where it is known.
+    node: Uuid,
+    live: Live,
+    printer: Printer,
+    bar: NodeBar,
+    events: Option<Events>,
+    after: u64,
+    phase: Option<Phase>,
+    warnings: usize,
+    progress: (Progress, Option<Instant>),
+}
+
+impl Operation {
+    /// Starts an operation for `node` on `agent`.
+    ///
+    /// # Errors
+    /// If the agent refuses it or does not answer.
+    pub(crate) async fn start(
+        agent: &Arc<Agent>,
+        node: Uuid,
+        request: &StartOperation,
+        live: &Live,
+        printer: &Printer,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
+        // Known before it is sent: a lost reply may belong to an operation that runs.
+        live.all().insert(request.operation, Arc::clone(agent));
+        let mut operation = Self {
+            agent: Arc::clone(agent),
+            id: request.operation,
+            node,
+            live: live.clone(),
+            printer: printer.clone(),
+            bar: printer.bar(&agent.name()),
+            events: None,
+            after: 0,
+            phase: None,
+            warnings: 0,
+            progress: (Progress::default(), None),
+        };
+        let status = agent.start(request, cancel).await?;
+        operation.saw(&status);
+        Ok(operation)
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The agent it is on.
+    pub(crate) fn agent(&self) -> &Arc<Agent> {
+        &self.agent
+    }
+
+    /// Watches it until it is in phase `wanted`.
+    ///
+    /// # Errors
+    /// What it failed with; a cancellation; that the agent is lost.
+    pub(crate) async fn reach(
+        &mut self,
+        wanted: Phase,
+        cancel: &CancellationToken,
+    ) -> Result<OperationStatus> {
+        loop {
+            let status = self.agent.status(self.id, cancel).await?;
+            self.saw(&status);
+            if status.phase == wanted {
+                return Ok(status);
+            }
+            if status.phase.is_end() {
+                return Err(self.ended_early(status));
+            }
+            tokio::select! {
+                () = self.something_happens() => {}
+                () = cancel.cancelled() => return Err(Failure::cancelled()),
+            }
+        }
+    }
+
+    fn ended_early(&self, status: OperationStatus) -> Failure {
+        let failure = match (status.error, status.phase) {
+            (Some(error), _) => Failure::from(error),
+            (None, Phase::Cancelled) => {
+                let message = "the operation was cancelled on the agent's side";
+                Failure::new(agent_api::ErrorKind::Cancelled, message)
+            }
+            (None, phase) => {
+                let message = format!("the operation ended as `{}`, unexpectedly", phase.name());
+                Failure::new(agent_api::ErrorKind::Internal, message)
+            }
+        };
+        failure.on(self.agent.name())
+    }
+
+    /// Returns when there may be news beyond progress, which is shown as it comes.
+    async fn something_happens(&mut self) {
+        let until = Instant::now() + STATUS_EVERY;
+        if self.events.is_none() {
+            self.events = self.agent.events(self.id, self.after).await.ok();
+            if self.events.is_none() {
+                sleep(REOPEN_AFTER).await;
+                return;
+            }
+        }
+        loop {
+            let Some(events) = &mut self.events else {
+                return;
+            };
+            match tokio::time::timeout_at(until, events.next()).await {
+                Ok(Some(Ok(event))) => {
+                    self.after = event.seq;
+                    match event.what {
+                        EventKind::Progress { progress } => self.saw_progress(&progress),
+                        EventKind::Phase { .. }
+                        | EventKind::Warning { .. }
+                        | EventKind::Error { .. } => return,
+                    }
+                }
+                Ok(Some(Err(_)) | None) => {
+                    self.events = None;
+                    sleep(REOPEN_AFTER).await;
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn saw(&mut self, status: &OperationStatus) {
+        let name = self.agent.name();
+        for warning in status.warnings.iter().skip(self.warnings) {
+            self.printer.warning(Some(&name), warning);
+        }
+        self.warnings = self.warnings.max(status.warnings.len());
+        self.saw_progress(&status.progress);
+        if self.phase != Some(status.phase) {
+            self.phase = Some(status.phase);
+            self.bar.phase(status.phase);
+            let phase = status.phase.name();
+            let fields = json!({"node": name, "node_id": self.node, "phase": phase, "progress": status.progress});
+            // Where bars are, they show it.
+            let text = (!self.printer.has_bars()).then(|| format!("{name}: {phase}"));
+            self.printer.event("phase", fields, text.as_deref());
+        }
+        if status.phase.is_end() {
+            self.live.ended(self.id);
+        }
+    }
+
+    fn saw_progress(&mut self, progress: &Progress) {
+        self.bar.progress(progress);
+        let (last, at) = &mut self.progress;
+        if last == progress || at.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
+            return;
+        }
+        (*last, *at) = (*progress, Some(Instant::now()));
+        let fields = json!({"node": self.agent.name(), "node_id": self.node, "progress": progress});
+        self.printer.event("progress", fields, None);
+    }
+}
+
+/// Runs `work` for every item at the same time. The first failure cancels the others, and is the one
+/// that is returned after all have stopped.
+pub(crate) async fn all_or_cancel<I, T, F, W>(
+    items: I,
+    cancel: &CancellationToken,
+    work: W,
+) -> Result<Vec<T>>
+where
+    I: IntoIterator,
+    F: Future<Output = Result<T>>,
+    W: Fn(I::Item, CancellationToken) -> F,
+{
+    let scope = cancel.child_token();
+    let first: Mutex<Option<Failure>> = Mutex::new(None);
+    let runs = items.into_iter().map(|item| {
+        let run = work(item, scope.clone());
+        let (scope, first) = (&scope, &first);
+        async move {
+            match run.await {
+                Ok(value) => Some(value),
+                Err(failure) => {
+                    let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                    first.get_or_insert(failure);
+                    scope.cancel();
+                    None
+                }
+            }
+        }
+    });
+    let done = join_all(runs).await;
+    match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(failure) => Err(failure),
+        None => Ok(done.into_iter().flatten().collect()),
+    }
+}

@@ -1,0 +1,462 @@
+//! Options from five places. The first that says something wins: flag, environment, profile,
+//! configuration file, default.
+
+mod file;
+pub(crate) mod values;
+
+use std::path::{Path, PathBuf};
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::failure::{Failure, Result};
+use values::{Address, Argv, ByteRate, RepoUrl};
+
+/// How results and events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Format {
+    /// For people: results on stdout, all else on stderr
+    #[default]
+    Text,
+    /// JSON lines on stdout, the last one is the result
+    Json,
+}
+
+/// Options that every command knows.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// The repository
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_REPO",
+        hide_env_values = true,
+        value_name = "s3://BUCKET/PREFIX"
+    )]
+    repo: Option<RepoUrl>,
+    /// Endpoint of the store; without it, AWS's own
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_S3_ENDPOINT",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    s3_endpoint: Option<String>,
+    /// Region of the bucket
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_S3_REGION",
+        hide_env_values = true,
+        value_name = "REGION"
+    )]
+    s3_region: Option<String>,
+    /// Certificates (PEM) that the store's certificate is signed by
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_S3_CA_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    s3_ca_file: Option<PathBuf>,
+    /// S3 credentials: a file in the format of `~/.aws/credentials`, read again when they expire
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_S3_CREDENTIALS_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        conflicts_with = "s3_credentials_command"
+    )]
+    s3_credentials_file: Option<PathBuf>,
+    /// S3 credentials: a command (no shell) that prints them as AWS's `credential_process` does
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_S3_CREDENTIALS_COMMAND",
+        hide_env_values = true,
+        value_name = "ARGV"
+    )]
+    s3_credentials_command: Option<Argv>,
+    /// Our certificate for the agents [default: `~/.gs_pitr/certs/operator.crt`]
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_TLS_CRT",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    tls_crt: Option<PathBuf>,
+    /// Its key [default: `~/.gs_pitr/certs/operator.key`]
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_TLS_KEY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    tls_key: Option<PathBuf>,
+    /// CA that signs the agents' certificates [default: `~/.gs_pitr/certs/ca.crt`]
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_TLS_CA",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    tls_ca: Option<PathBuf>,
+    /// Talk plain HTTP to the agents; only for agents on loopback
+    #[arg(long, global = true, env = "GS_PITR_INSECURE_HTTP", hide_env_values = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        value_parser = BoolishValueParser::new(), hide_possible_values = true)]
+    insecure_http: Option<bool>,
+    /// Seconds without an answer after which an agent counts as lost [default: 60]
+    #[arg(long, global = true, env = "GS_PITR_AGENT_TIMEOUT", hide_env_values = true, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    agent_timeout: Option<u32>,
+    /// Profile of the configuration file to use
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_PROFILE",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    profile: Option<String>,
+    /// Configuration file [default: `~/.gs_pitr/config.toml`, if there is one]
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    config: Option<PathBuf>,
+    /// How results are written [default: text]
+    #[arg(
+        long,
+        global = true,
+        env = "GS_PITR_OUTPUT",
+        hide_env_values = true,
+        value_name = "FORMAT"
+    )]
+    output: Option<Format>,
+    /// Answer yes to every question
+    #[arg(long, short = 'y', global = true)]
+    pub(crate) yes: bool,
+    /// Say more on stderr; twice: much more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// No progress bars
+    #[arg(long, global = true, env = "GS_PITR_NO_PROGRESS", hide_env_values = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        value_parser = BoolishValueParser::new(), hide_possible_values = true)]
+    no_progress: Option<bool>,
+}
+
+/// Options of the commands that move data.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TransferArgs {
+    /// The agents, one a data node, by their own addresses
+    #[arg(
+        long,
+        env = "GS_PITR_NODES",
+        hide_env_values = true,
+        value_name = "HOST:PORT,...",
+        value_delimiter = ','
+    )]
+    nodes: Option<Vec<Address>>,
+    /// Files or ranges that each agent works on at the same time [default: 4]
+    #[arg(long, short, env = "GS_PITR_JOBS", hide_env_values = true, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
+    /// Most bytes a second that each agent sends to or fetches from the bucket, such as 50MiB
+    #[arg(
+        long,
+        env = "GS_PITR_BANDWIDTH",
+        hide_env_values = true,
+        value_name = "RATE"
+    )]
+    bandwidth: Option<ByteRate>,
+}
+
+/// Compression, for the commands that write.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct LevelArgs {
+    /// zstd level, 1 (fast) to 19 (small) [default: 1]
+    #[arg(long, env = "GS_PITR_LEVEL", hide_env_values = true, value_name = "N",
+        value_parser = clap::value_parser!(i32).range(1..=19), allow_negative_numbers = true)]
+    level: Option<i32>,
+}
+
+/// What one place says; `None`: nothing.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Options {
+    repo: Option<RepoUrl>,
+    s3_endpoint: Option<String>,
+    s3_region: Option<String>,
+    s3_ca_file: Option<PathBuf>,
+    s3_credentials_file: Option<PathBuf>,
+    s3_credentials_command: Option<Argv>,
+    tls_crt: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_ca: Option<PathBuf>,
+    insecure_http: Option<bool>,
+    agent_timeout: Option<u32>,
+    output: Option<Format>,
+    no_progress: Option<bool>,
+    nodes: Option<Vec<Address>>,
+    jobs: Option<u32>,
+    bandwidth: Option<ByteRate>,
+    level: Option<i32>,
+}
+
+impl Options {
+    /// How results are written.
+    pub(crate) fn format(&self) -> Format {
+        self.output.unwrap_or_default()
+    }
+
+    /// What `self` says, and where it says nothing, what `lower` says.
+    #[must_use]
+    pub(crate) fn combine(self, lower: Self) -> Self {
+        // One credential source is a choice against the other, so the pair moves together.
+        let chosen = self.s3_credentials_file.is_some() || self.s3_credentials_command.is_some();
+        let (credentials_file, credentials_command) = if chosen {
+            (self.s3_credentials_file, self.s3_credentials_command)
+        } else {
+            (lower.s3_credentials_file, lower.s3_credentials_command)
+        };
+        Self {
+            repo: self.repo.or(lower.repo),
+            s3_endpoint: self.s3_endpoint.or(lower.s3_endpoint),
+            s3_region: self.s3_region.or(lower.s3_region),
+            s3_ca_file: self.s3_ca_file.or(lower.s3_ca_file),
+            s3_credentials_file: credentials_file,
+            s3_credentials_command: credentials_command,
+            tls_crt: self.tls_crt.or(lower.tls_crt),
+            tls_key: self.tls_key.or(lower.tls_key),
+            tls_ca: self.tls_ca.or(lower.tls_ca),
+            insecure_http: self.insecure_http.or(lower.insecure_http),
+            agent_timeout: self.agent_timeout.or(lower.agent_timeout),
+            output: self.output.or(lower.output),
+            no_progress: self.no_progress.or(lower.no_progress),
+            nodes: self.nodes.or(lower.nodes),
+            jobs: self.jobs.or(lower.jobs),
+            bandwidth: self.bandwidth.or(lower.bandwidth),
+            level: self.level.or(lower.level),
+        }
+    }
+}
+
+impl From<&GlobalArgs> for Options {
+    fn from(args: &GlobalArgs) -> Self {
+        let args = args.clone();
+        Self {
+            repo: args.repo,
+            s3_endpoint: args.s3_endpoint,
+            s3_region: args.s3_region,
+            s3_ca_file: args.s3_ca_file,
+            s3_credentials_file: args.s3_credentials_file,
+            s3_credentials_command: args.s3_credentials_command,
+            tls_crt: args.tls_crt,
+            tls_key: args.tls_key,
+            tls_ca: args.tls_ca,
+            insecure_http: args.insecure_http,
+            agent_timeout: args.agent_timeout,
+            output: args.output,
+            no_progress: args.no_progress,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&TransferArgs> for Options {
+    fn from(args: &TransferArgs) -> Self {
+        Self {
+            nodes: args.nodes.clone(),
+            jobs: args.jobs,
+            bandwidth: args.bandwidth,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&LevelArgs> for Options {
+    fn from(args: &LevelArgs) -> Self {
+        Self {
+            level: args.level,
+            ..Self::default()
+        }
+    }
+}
+
+/// What holds after all places were asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// `~/.gs_pitr`, or `GS_PITR_HOME`.
+    pub(crate) home: PathBuf,
+    options: Options,
+    verbose: u8,
+    yes: bool,
+}
+
+impl Settings {
+    /// Reads the configuration file and combines the places. `command` is what the command's own
+    /// flags say.
+    ///
+    /// # Errors
+    /// A usage failure that names the file and the key, or the profile that does not exist.
+    pub(crate) fn resolve(args: &GlobalArgs, command: Options) -> Result<Self> {
+        let home = home()?;
+        let lower = file::read(&home, args.config.as_deref(), args.profile.as_deref())?;
+        let options = command.combine(Options::from(args)).combine(lower);
+        Ok(Self {
+            home,
+            options,
+            verbose: args.verbose,
+            yes: args.yes,
+        })
+    }
+
+    /// How results are written.
+    pub(crate) fn format(&self) -> Format {
+        self.options.format()
+    }
+
+    /// Whether bars may be drawn, if there is a terminal.
+    pub(crate) fn progress(&self) -> bool {
+        !self.options.no_progress.unwrap_or(false)
+    }
+
+    /// How much is logged: 0, 1 or more.
+    pub(crate) fn verbose(&self) -> u8 {
+        self.verbose
+    }
+
+    /// Whether questions are answered yes.
+    pub(crate) fn yes(&self) -> bool {
+        self.yes
+    }
+
+    /// The repository's place.
+    ///
+    /// # Errors
+    /// If no place names it.
+    pub(crate) fn repo(&self) -> Result<&RepoUrl> {
+        self.options.repo.as_ref().ok_or_else(|| {
+            Failure::usage("no repository is given")
+                .next("give `--repo s3://BUCKET/PREFIX`, or set `GS_PITR_REPO`")
+        })
+    }
+
+    /// The store's endpoint; `None`: AWS's own.
+    pub(crate) fn s3_endpoint(&self) -> Option<&str> {
+        self.options.s3_endpoint.as_deref()
+    }
+
+    /// The bucket's region.
+    pub(crate) fn s3_region(&self) -> Option<&str> {
+        self.options.s3_region.as_deref()
+    }
+
+    /// Certificates for the store's TLS.
+    pub(crate) fn s3_ca_file(&self) -> Option<&Path> {
+        self.options.s3_ca_file.as_deref()
+    }
+
+    /// File with S3 credentials.
+    pub(crate) fn s3_credentials_file(&self) -> Option<&Path> {
+        self.options.s3_credentials_file.as_deref()
+    }
+
+    /// Command that prints S3 credentials.
+    pub(crate) fn s3_credentials_command(&self) -> Option<&[String]> {
+        let command = self.options.s3_credentials_command.as_ref();
+        command.map(|argv| argv.0.as_slice())
+    }
+
+    fn cert(&self, given: Option<&PathBuf>, name: &str) -> PathBuf {
+        given.map_or_else(|| self.certs_dir().join(name), Clone::clone)
+    }
+
+    /// Where certificates are made and looked for.
+    pub(crate) fn certs_dir(&self) -> PathBuf {
+        self.home.join("certs")
+    }
+
+    /// Our certificate for the agents.
+    pub(crate) fn tls_crt(&self) -> PathBuf {
+        self.cert(self.options.tls_crt.as_ref(), "operator.crt")
+    }
+
+    /// Its key.
+    pub(crate) fn tls_key(&self) -> PathBuf {
+        self.cert(self.options.tls_key.as_ref(), "operator.key")
+    }
+
+    /// CA of the agents' certificates.
+    pub(crate) fn tls_ca(&self) -> PathBuf {
+        self.cert(self.options.tls_ca.as_ref(), "ca.crt")
+    }
+
+    /// Whether the agents speak plain HTTP.
+    pub(crate) fn insecure_http(&self) -> bool {
+        self.options.insecure_http.unwrap_or(false)
+    }
+
+    /// How long an agent may be silent.
+    pub(crate) fn agent_timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.options.agent_timeout.unwrap_or(60).into())
+    }
+
+    /// The agents' addresses.
+    ///
+    /// # Errors
+    /// If there are none, or one stands there twice.
+    pub(crate) fn nodes(&self) -> Result<&[Address]> {
+        let nodes = self.options.nodes.as_deref().unwrap_or_default();
+        if nodes.is_empty() {
+            return Err(Failure::usage("no agents are given")
+                .next("give `--nodes HOST:PORT,...`, or set `GS_PITR_NODES`"));
+        }
+        for (place, node) in nodes.iter().enumerate() {
+            if nodes[..place].contains(node) {
+                return Err(Failure::usage(format!("`--nodes` names `{node}` twice")));
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Files or ranges at the same time.
+    pub(crate) fn jobs(&self) -> u32 {
+        self.options.jobs.unwrap_or(4)
+    }
+
+    /// Bytes a second; `None`: no limit.
+    pub(crate) fn bandwidth(&self) -> Option<u64> {
+        self.options.bandwidth.map(|rate| rate.0)
+    }
+
+    /// zstd level.
+    pub(crate) fn level(&self) -> i32 {
+        self.options.level.unwrap_or(1)
+    }
+}
+
+/// Our directory in the user's home.
+fn home() -> Result<PathBuf> {
+    if let Some(home) = std::env::var_os("GS_PITR_HOME").filter(|home| !home.is_empty()) {
+        return Ok(home.into());
+    }
+    let user = std::env::home_dir().filter(|home| home.is_absolute());
+    user.map(|home| home.join(".gs_pitr")).ok_or_else(|| {
+        Failure::usage("there is no home directory").next("set `HOME` or `GS_PITR_HOME`")
+    })
+}
