@@ -84,6 +84,13 @@ pub async fn run_with(
     program: &Path,
 ) -> Result<(), ApiError> {
     cx.report.phase(Phase::Preparing);
+    if !program.is_file() {
+        let message = format!(
+            "the agent's own program {} is not there any more",
+            program.display()
+        );
+        return Err(ApiError::new(ErrorKind::Internal, message).next("restart the agent"));
+    }
     let plan = target::check(&cx.config, &spec).await?;
     let restore = Restore {
         source: settings::of_command_line(&spec.node.argv),
@@ -320,7 +327,9 @@ impl Restore {
         cx.report.phase(Phase::Promoting);
         target.action = Action::Promote;
         recovery.promote(&target).await?;
-        Ok((promote::settle(&places.data, spec, end)?, request))
+        let promoted = promote::settle(&places.data, spec, end)?;
+        prepare::drop_replaced(places, spec).map_err(|error| local(&places.tablespaces, &error))?;
+        Ok((promoted, request))
     }
 
     async fn order(
@@ -434,10 +443,17 @@ impl Restore {
         Some(replaced)
     }
 
+    /// The configured command, in which `{data_directory}` and `{port}` stand for this database's, or ours.
     fn start_command(&self, standalone: &Standalone<'_>) -> Vec<String> {
-        match &self.cx.config.start_command {
-            Some(argv) => argv.clone(),
-            None => standalone.argv(),
-        }
+        let Some(argv) = &self.cx.config.start_command else {
+            return standalone.argv();
+        };
+        let data = standalone.places.data.to_string_lossy();
+        let port = standalone.port.to_string();
+        let fill = |word: &String| {
+            word.replace("{data_directory}", &data)
+                .replace("{port}", &port)
+        };
+        argv.iter().map(fill).collect()
     }
 }

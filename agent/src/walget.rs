@@ -171,7 +171,11 @@ fn run(args: &[OsString]) -> Result<Outcome, String> {
     }
 }
 
-fn ask(socket: &Path, file: &WalFile) -> Result<Answer, String> {
+/// Asks the agent on `socket` for `file` and waits for its answer, which is never [`Answer::Wait`]. Blocks.
+///
+/// # Errors
+/// If the agent cannot be reached, goes away or falls silent.
+pub(crate) fn ask(socket: &Path, file: &WalFile) -> Result<Answer, String> {
     let failed = |e: io::Error| format!("the agent at {}: {e}", socket.display());
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(SILENCE)).map_err(failed)?;

@@ -26,10 +26,11 @@ pub(super) fn local(path: &Path, error: &io::Error) -> ApiError {
 pub(super) fn of_catalog(error: &CatalogError) -> ApiError {
     let kind = match error {
         CatalogError::Store(error) => return store_error(error),
-        CatalogError::Damaged { .. } => ErrorKind::Damaged,
+        // What a manifest names and the bucket does not have was there once.
+        CatalogError::Damaged { .. } | CatalogError::NotFound { .. } => ErrorKind::Damaged,
         CatalogError::NewerFormat { .. } => ErrorKind::Incompatible,
         CatalogError::Sink { .. } => ErrorKind::Target,
-        CatalogError::NotFound { .. } | CatalogError::NoRepository { .. } => ErrorKind::NotFound,
+        CatalogError::NoRepository { .. } => ErrorKind::NotFound,
         _ => ErrorKind::Internal,
     };
     let error = ApiError::new(kind, error.to_string());

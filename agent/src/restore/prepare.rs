@@ -222,6 +222,22 @@ fn furnish(places: &Places, spec: &RestoreSpec, map: Option<&str>) -> io::Result
     File::open(data)?.sync_all()
 }
 
+/// Takes away the copy of a tablespace that replay has made anew at another place: a backup that began
+/// while it was created has it, and nothing leads there any more.
+pub(super) fn drop_replaced(places: &Places, spec: &RestoreSpec) -> io::Result<()> {
+    for tablespace in &spec.node.tablespaces {
+        let ours = tablespaces::location(&places.tablespaces, tablespace.oid);
+        let link = places
+            .data
+            .join("pg_tblspc")
+            .join(tablespace.oid.to_string());
+        if fs::read_link(&link).is_ok_and(|to| to != ours) {
+            fs::remove_dir_all(&ours)?;
+        }
+    }
+    Ok(())
+}
+
 fn write_synced(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.create_new(true).write(true).mode(mode).open(path)?;

@@ -335,3 +335,208 @@ async fn say(writer: &mut (impl tokio::io::AsyncWrite + Unpin), answer: &Answer)
     line.push('\n');
     timeout(CLIENT_DEADLINE, writer.write_all(line.as_bytes())).await?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::walget;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn segment(number: u64) -> WalFile {
+        let size = SegmentSize::new(SIZE).unwrap();
+        let name = SegmentName {
+            timeline: 1,
+            number,
+        };
+        WalFile::Segment(name.format(size))
+    }
+
+    /// A bucket with some files.
+    #[derive(Debug, Default)]
+    struct Bucket {
+        files: HashSet<WalFile>,
+        /// Takes this long for each.
+        slow: Duration,
+        down: Arc<Mutex<bool>>,
+        fetched: Arc<Mutex<Vec<WalFile>>>,
+    }
+
+    impl WalSource for Bucket {
+        async fn fetch(&self, file: &WalFile, into: &Path) -> Result<Option<u64>, ApiError> {
+            lock(&self.fetched).push(file.clone());
+            sleep(self.slow).await;
+            if *lock(&self.down) {
+                return Err(ApiError::new(
+                    ErrorKind::StoreUnavailable,
+                    "connection refused",
+                ));
+            }
+            if !self.files.contains(file) {
+                return Ok(None);
+            }
+            let bytes = vec![7; usize::try_from(SIZE).unwrap()];
+            fs::write(into, bytes).unwrap();
+            Ok(Some(SIZE))
+        }
+    }
+
+    struct Fixture {
+        directory: tempfile::TempDir,
+        server: WalServer<Bucket>,
+        cancel: CancellationToken,
+    }
+
+    impl Fixture {
+        /// A server for a recovery that needs segments 3 to 9.
+        fn new(bucket: Bucket) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let name = |number| SegmentName {
+                timeline: 1,
+                number,
+            };
+            let needed = Needed {
+                first: name(3),
+                last: name(9),
+                size: SegmentSize::new(SIZE).unwrap(),
+            };
+            let cancel = CancellationToken::new();
+            let socket = directory.path().join("s");
+            let spool = directory.path();
+            let server = WalServer::start(bucket, needed, HashMap::new(), &socket, spool, &cancel);
+            Self {
+                server: server.unwrap(),
+                directory,
+                cancel,
+            }
+        }
+
+        async fn ask(&self, file: &WalFile) -> Result<Answer, String> {
+            let (socket, file) = (self.server.socket.clone(), file.clone());
+            let asked = tokio::task::spawn_blocking(move || walget::ask(&socket, &file));
+            asked.await.unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_handed_out_and_the_next_ones_are_fetched_ahead() {
+        let bucket = Bucket {
+            files: (3..=12).map(segment).collect(),
+            ..Bucket::default()
+        };
+        let fetched = Arc::clone(&bucket.fetched);
+        let fixture = Fixture::new(bucket);
+        let Ok(Answer::Found { path, size }) = fixture.ask(&segment(3)).await else {
+            panic!("not found");
+        };
+        assert!(size == SIZE && path.starts_with(fixture.directory.path()));
+        let Ok(Answer::Found { .. }) = fixture.ask(&segment(8)).await else {
+            panic!("not found");
+        };
+        // Moved away by the client; asked for again it is fetched again.
+        fs::remove_file(path).unwrap();
+        assert!(matches!(
+            fixture.ask(&segment(3)).await,
+            Ok(Answer::Found { .. })
+        ));
+        assert_eq!(*fixture.server.served().borrow(), 3);
+        fixture.server.stop().await;
+        let mut fetched = lock(&fetched).clone();
+        fetched.sort_by(|a, b| a.name().cmp(b.name()));
+        // 3 twice, 4 to 7 after it, 8 and, as the last that is needed, 9.
+        let expected: Vec<_> = [3, 3, 4, 5, 6, 7, 8, 9].map(segment).to_vec();
+        assert_eq!(fetched, expected);
+    }
+
+    #[tokio::test]
+    async fn absent_is_said_only_of_what_the_point_does_not_need() {
+        let fixture = Fixture::new(Bucket::default());
+        let history = WalFile::parse("00000002.history").unwrap();
+        let partial = WalFile::parse("000000010000000000000002.partial").unwrap();
+        for file in [history, partial, segment(10), segment(2)] {
+            assert_eq!(fixture.ask(&file).await, Ok(Answer::Absent), "{file:?}");
+        }
+        assert!(fixture.server.failure().is_none());
+        for number in [3, 9] {
+            let answer = fixture.ask(&segment(number)).await;
+            assert!(matches!(answer, Ok(Answer::Failed { .. })), "{answer:?}");
+            let failure = fixture.server.failure().unwrap();
+            assert_eq!(failure.kind, ErrorKind::Damaged);
+            assert!(failure.message.contains(segment(number).name()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_down_is_never_the_end_of_wal() {
+        let bucket = Bucket {
+            files: (3..=9).map(segment).collect(),
+            ..Bucket::default()
+        };
+        let down = Arc::clone(&bucket.down);
+        let fixture = Fixture::new(bucket);
+        *lock(&down) = true;
+        for file in [
+            segment(4),
+            segment(11),
+            WalFile::parse("00000002.history").unwrap(),
+        ] {
+            let Ok(Answer::Failed { message }) = fixture.ask(&file).await else {
+                panic!("{file:?} did not fail");
+            };
+            assert!(message.contains("connection refused"));
+            assert_eq!(
+                fixture.server.failure().unwrap().kind,
+                ErrorKind::StoreUnavailable
+            );
+        }
+        // What failed ahead of time is tried again when it is asked for.
+        *lock(&down) = false;
+        assert!(matches!(
+            fixture.ask(&segment(5)).await,
+            Ok(Answer::Found { .. })
+        ));
+        assert!(fixture.server.failure().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_client_waits_for_a_slow_store_and_hears_when_the_agent_stops() {
+        let fixture = Fixture::new(Bucket {
+            slow: Duration::from_secs(60),
+            ..Bucket::default()
+        });
+        let begun = Instant::now();
+        let cancel = fixture.cancel.clone();
+        let wanted = segment(3);
+        let (answer, ()) = tokio::join!(fixture.ask(&wanted), async {
+            // Longer than a heartbeat, so that a `wait` is read too.
+            sleep(HEARTBEAT + Duration::from_millis(200)).await;
+            cancel.cancel();
+        });
+        assert!(answer.unwrap_err().contains("went away"));
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        let socket = fixture.server.socket.clone();
+        fixture.server.stop().await;
+        assert!(!socket.exists());
+    }
+
+    #[tokio::test]
+    async fn a_stranger_gets_no_file() {
+        let fixture = Fixture::new(Bucket::default());
+        let mode = fs::metadata(&fixture.server.socket)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut stream = UnixStream::connect(&fixture.server.socket).await.unwrap();
+        stream
+            .write_all(b"GET /../../etc/passwd HTTP/1.1\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(r#"{"answer":"failed""#), "{answer}");
+    }
+}

@@ -6,8 +6,8 @@
 //! where they stay, because links and includes name them, each with a [`MARKER`] inside until the end.
 //!
 //! Whatever was made is named in the workspace's journal before it is made. A workspace is locked while its
-//! agent lives: one that can be locked belongs to a dead restore, and the next one to the same target (or
-//! beside it) takes it away.
+//! agent lives: one that can be locked belongs to a dead restore, and the next one to the same target takes
+//! it away.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -140,7 +140,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError {
 }
 
 impl Workspace {
-    /// Takes away what dead restores left beside `target`, and makes the workspace.
+    /// Takes away what a dead restore to `target` left, and makes the workspace.
     pub(super) async fn create(operation: Uuid, target: &Path) -> Result<Self, WorkspaceError> {
         let places = Places::of(target);
         sweep(&places).await?;
@@ -258,16 +258,12 @@ impl Workspace {
     /// Takes away everything that was made. No server of ours may be running.
     pub(super) async fn discard(self) -> Result<(), WorkspaceError> {
         let Self {
-            places, journal, ..
+            places,
+            journal,
+            _lock,
+            ..
         } = self;
-        let undone = tokio::task::spawn_blocking(move || undo(&places, &journal)).await;
-        undone.unwrap_or_else(|panic| {
-            let source = io::Error::other(panic);
-            Err(WorkspaceError::Io {
-                path: PathBuf::new(),
-                source,
-            })
-        })
+        in_background(move || undo(&places, &journal)).await
     }
 }
 
@@ -295,31 +291,11 @@ fn take_lock(work: &Path) -> Result<Option<File>, WorkspaceError> {
     open().map_err(at(&path))
 }
 
-/// Takes away what dead restores left: in this target's own workspace, and in others of the same parent.
+/// Takes away what a dead restore to the same target left.
 async fn sweep(places: &Places) -> Result<(), WorkspaceError> {
-    let parent = places.target.parent().unwrap_or(Path::new("/"));
-    let entries = fs::read_dir(parent).map_err(at(parent))?;
-    for entry in entries {
-        let work = entry.map_err(at(parent))?.path();
-        let name = work
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let Some(target) = name.strip_suffix(SUFFIX).filter(|name| !name.is_empty()) else {
-            continue;
-        };
-        let theirs = Places::of(&parent.join(target));
-        match sweep_one(&theirs).await {
-            Err(error) if theirs == *places => return Err(error),
-            Err(error) => tracing::warn!(%error, "what a dead restore left stays"),
-            Ok(()) => {}
-        }
+    if fs::symlink_metadata(&places.work).is_err() {
+        return Ok(());
     }
-    Ok(())
-}
-
-async fn sweep_one(places: &Places) -> Result<(), WorkspaceError> {
     let path = places.work.join(JOURNAL);
     let journal: Journal = match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text)
@@ -345,11 +321,29 @@ async fn sweep_one(places: &Places) -> Result<(), WorkspaceError> {
     process::end_orphan(&places.data)
         .await
         .map_err(at(&places.data))?;
-    // Renamed already: what is at the target is whole, only the rest is to be tidied.
-    if journal.whole && !places.data.exists() {
-        return finish(places, &journal);
-    }
-    undo(places, &journal)
+    let places = places.clone();
+    in_background(move || {
+        // Renamed already: what is at the target is whole, only the rest is to be tidied.
+        if journal.whole && !places.data.exists() {
+            return finish(&places, &journal);
+        }
+        undo(&places, &journal)
+    })
+    .await
+}
+
+/// Removing a large directory takes long, and must not hold up the threads that serve others.
+async fn in_background(
+    work: impl FnOnce() -> Result<(), WorkspaceError> + Send + 'static,
+) -> Result<(), WorkspaceError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| {
+        let source = io::Error::other(panic);
+        Err(WorkspaceError::Io {
+            path: PathBuf::new(),
+            source,
+        })
+    })
 }
 
 /// Takes the markers off what stays and removes the workspace.
@@ -535,10 +529,15 @@ mod tests {
         // Dropped without a word, as by SIGKILL: the lock is gone, the rest stays.
         drop(first);
         assert_eq!(names(root.path()), ["node.config", "node.gs_pitr-restore"]);
+        // One beside it neither disturbs nor is disturbed.
         let beside = root.path().join("other");
         let other = Workspace::create(Uuid::new_v4(), &beside).await.unwrap();
-        assert_eq!(names(root.path()), ["other.gs_pitr-restore"]);
+        let third = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
+        let both = ["node.gs_pitr-restore", "other.gs_pitr-restore"];
+        assert_eq!(names(root.path()), both);
         other.discard().await.unwrap();
+        third.discard().await.unwrap();
+        assert!(names(root.path()).is_empty());
     }
 
     #[tokio::test]
