@@ -114,33 +114,22 @@ impl SqlError {
     /// Of a failed log-in.
     pub(crate) fn of_login(error: &tokio_postgres::Error, user: &str, target: &str) -> Self {
         let user = user.to_owned();
-        match error.as_db_error() {
-            Some(db) => match db.code().code() {
-                "28P01" => Self::WrongPassword {
-                    user,
-                    message: words(db),
-                },
-                // invalid_authorization_specification, no such database, no CONNECT privilege
-                "28000" | "3D000" | "42501" => Self::Refused {
-                    user,
-                    message: words(db),
-                },
-                _ => Self::Unreachable {
-                    target: target.to_owned(),
-                    message: words(db),
-                },
-            },
-            None => {
-                let message = chain(error);
-                // tokio-postgres has no public kind for "the server wants one, none was given".
-                if message.contains("password missing") {
-                    return Self::WrongPassword { user, message };
-                }
-                Self::Unreachable {
-                    target: target.to_owned(),
-                    message,
-                }
-            }
+        let target = target.to_owned();
+        let Some(db) = error.as_db_error() else {
+            let message = chain(error);
+            // tokio-postgres has no public kind for "the server wants one, none was given".
+            return if message.contains("password missing") {
+                Self::WrongPassword { user, message }
+            } else {
+                Self::Unreachable { target, message }
+            };
+        };
+        let message = words(db);
+        match db.code().code() {
+            "28P01" => Self::WrongPassword { user, message },
+            // invalid_authorization_specification, no such database, no CONNECT privilege
+            "28000" | "3D000" | "42501" => Self::Refused { user, message },
+            _ => Self::Unreachable { target, message },
         }
     }
 

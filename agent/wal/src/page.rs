@@ -1,7 +1,7 @@
 //! Data pages: is what was read a whole page?
 //!
 //! `src/include/storage/bufpage.h` (`PageHeaderData`) and `src/include/storage/checksum_impl.h`. Every byte of
-//! the database passes through [`check`], so [`checksum`] is written for vector units.
+//! the database passes through [`check`], so [`checksum()`] is written for vector units.
 
 mod checksum;
 
