@@ -265,6 +265,11 @@ impl PartBuffer {
         self.data.get_mut(self.filled..).unwrap_or_default()
     }
 
+    /// Bytes filled so far.
+    pub(crate) fn len(&self) -> usize {
+        self.filled
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.filled == self.data.len()
     }

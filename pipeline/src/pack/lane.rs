@@ -110,9 +110,11 @@ impl Lane {
         let mut part = pack.take_part(self)?;
         // Straight into the part if it surely fits there; only the frame across two parts is copied.
         let stamp = if part.room().len() >= bound {
-            let stamp = self.encoder.encode(plain, part.room())?;
-            let stored = part.room().get(..stamp.stored_len as usize);
-            pack.part_sha256.update(stored.unwrap_or_default());
+            let fed = part.len();
+            let hash = &mut pack.part_sha256;
+            let stamp = self
+                .encoder
+                .encode_into_part(plain, part.room(), hash, fed)?;
             part.advance(stamp.stored_len as usize);
             pack.stored += u64::from(stamp.stored_len);
             pack.part = Some(part);

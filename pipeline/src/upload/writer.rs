@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::{Completed, Identity, PartMessage, UploadJob, Uploader};
 use crate::budget::{PartBuffer, Reserve};
 use crate::error::PipelineError;
+use crate::frame::digest_beside;
 use crate::store::Key;
 
 /// Parts between a writer and its upload's task. The task takes them at once; the budget is the limit.
@@ -83,8 +84,8 @@ impl ObjectWriter {
         let mut whole = mem::take(&mut self.whole);
         // 10 ms for a full part: not on a thread that serves sockets.
         let hashed = tokio::task::spawn_blocking(move || {
-            whole.update(&body);
-            let sha256 = Sha256::digest(&body).into();
+            // Parts before this one were full: whole blocks.
+            let sha256 = digest_beside(&body, &mut whole, 0);
             (whole, sha256, body)
         });
         let panicked = |_| PipelineError::Panicked {
