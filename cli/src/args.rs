@@ -23,7 +23,8 @@ use crate::settings::GlobalArgs;
     gs_pitr certs init
     gs_pitr backup --repo s3://backups/prod --nodes db1:18080,db2:18080
     gs_pitr show --repo s3://backups/prod
-    gs_pitr restore --repo s3://backups/prod --id 20261121T040233Z-F-9f3c1a2b --nodes db1:18080,db2:18080 --target-dir /srv/restored"))]
+    gs_pitr restore --repo s3://backups/prod --id 20261121T040233Z-F-9f3c1a2b \\
+    --nodes db1:18080,db2:18080 --target-dir /srv/restored"))]
 pub(crate) struct Cli {
     /// What every command knows.
     #[command(flatten)]
@@ -51,8 +52,9 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// Bring all nodes of a backup back, each in a fresh directory, recovered to its point
     #[command(after_long_help = exit::help("
-        gs_pitr restore --id 20261121T040233Z-F-9f3c1a2b --nodes new1:18080,new2:18080 --map db1:5432=new1:18080 --map db2:5432=new2:18080 --target-dir /srv/restored
-        gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --no-start --yes"))]
+        gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --yes
+        gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \\
+        --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start"))]
     Restore(RestoreArgs),
     /// Make certificates for the agents and for this program
     #[command(subcommand, after_long_help = exit::help("

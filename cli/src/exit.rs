@@ -41,7 +41,7 @@ pub(crate) fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::AgentUnreachable => "an agent cannot be reached",
         ErrorKind::Certificate => "a certificate is missing, expired, unknown or of the wrong kind",
         ErrorKind::Database => {
-            "the database is not there, refuses the log-in, or lacks a privilege or setting"
+            "the database is not there, refuses us, or lacks a privilege or setting"
         }
         ErrorKind::NotFound => "no backup, point, node or operation of that name",
         ErrorKind::Damaged => "stored bytes are missing or are not what was written",
@@ -58,7 +58,10 @@ pub(crate) fn meaning(kind: ErrorKind) -> &'static str {
 pub(crate) fn help(examples: &str) -> String {
     let mut text = String::from("Examples:\n");
     for line in examples.trim().lines() {
-        let _ = writeln!(text, "  {}", line.trim());
+        let line = line.trim();
+        // What begins with a flag goes on from the line before.
+        let indent = if line.starts_with("--") { 6 } else { 2 };
+        let _ = writeln!(text, "{:indent$}{line}", "");
     }
     text.push_str("\nExit codes:\n    0  ok                 it did what was asked\n");
     for kind in KINDS {

@@ -140,12 +140,12 @@ mod tests {
 
     #[test]
     fn mistakes_name_file_and_key() {
-        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"");
-        insta::assert_snapshot!(message("[profile.p]\njobs = 'x'", None), @"");
-        insta::assert_snapshot!(message("repo = 'bucket'", None), @"");
-        insta::assert_snapshot!(message("jobs = 1000", None), @"");
-        insta::assert_snapshot!(message("jobs = ", None), @"");
-        insta::assert_snapshot!(message("[profile.p]\n[profile.q]", Some("prod")), @"");
-        insta::assert_snapshot!(message("nodes = ['a:1', 'b']", None), @"");
+        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`");
+        insta::assert_snapshot!(message("[profile.p]\njobs = 'x'", None), @r#"`/etc/gs_pitr.toml`: `profile.p.jobs`: invalid type: string "x", expected u32"#);
+        insta::assert_snapshot!(message("repo = 'bucket'", None), @"`/etc/gs_pitr.toml`: `repo`: it does not begin with `s3://`; a repository is written `s3://BUCKET/PREFIX`");
+        insta::assert_snapshot!(message("jobs = 1000", None), @"`/etc/gs_pitr.toml`: `jobs`: 1000 is not in 1..=64");
+        insta::assert_snapshot!(message("jobs = ", None), @"`/etc/gs_pitr.toml` is not TOML: string values must be quoted, expected literal string");
+        insta::assert_snapshot!(message("[profile.p]\n[profile.q]", Some("prod")), @"`/etc/gs_pitr.toml` has no profile `prod`; it has `p`, `q`");
+        insta::assert_snapshot!(message("nodes = ['a:1', 'b']", None), @"`/etc/gs_pitr.toml`: `nodes`: `b` is not of the form HOST:PORT");
     }
 }
