@@ -232,7 +232,7 @@ impl Restore {
         };
         let version_directory = self.plan.version_directory(spec);
         for created in &scanned.created {
-            tablespaces::check_literal(created, &places.target)?;
+            tablespaces::check_literal(created, &places.target, &cx.config)?;
         }
         for created in &scanned.created {
             let made = workspace.make_literal(&created.location, &version_directory);

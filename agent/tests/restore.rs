@@ -58,15 +58,21 @@ fn as_database_user<F: Future<Output = ()>>(test: &str, body: impl FnOnce(PathBu
     );
     fs::copy(env!("CARGO_BIN_EXE_pitr-agent"), &agent).unwrap();
     fs::copy(std::env::current_exe().unwrap(), &itself).unwrap();
-    let status = os::command(&itself)
+    let mut command = os::command(&itself);
+    command
         .args([test, "--exact", "--nocapture"])
-        .env(PROGRAM, &agent)
-        .current_dir(scratch.path())
-        .status();
-    assert!(
-        status.unwrap().success(),
-        "{test} failed as the database user"
-    );
+        .env(PROGRAM, &agent);
+    command.current_dir(scratch.path());
+    let status = loop {
+        match command.status() {
+            // Another test forked while the copy was being written, and has not yet started its program.
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::yield_now();
+            }
+            status => break status.unwrap(),
+        }
+    };
+    assert!(status.success(), "{test} failed as the database user");
 }
 
 /// A restore under way.
@@ -81,7 +87,16 @@ impl Run {
     fn start(store: &Arc<MemoryStore>, spec: &RestoreSpec, bindir: &Path, program: &Path) -> Self {
         let target = Path::new(&spec.target);
         let config = Config {
-            allow_roots: vec![target.parent().unwrap().canonicalize().unwrap()],
+            // The scratch directory: target and tablespaces lie below it.
+            allow_roots: vec![
+                target
+                    .parent()
+                    .unwrap()
+                    .parent()
+                    .unwrap()
+                    .canonicalize()
+                    .unwrap(),
+            ],
             pg_bindir: Some(bindir.to_owned()),
             ..Config::default()
         };
@@ -421,6 +436,84 @@ fn nothing_is_left_of_a_restore_that_fails() {
             assert_eq!(run(&spec).fails().await.kind, ErrorKind::Target);
             fs::remove_file(target).unwrap();
             assert!(names(&root).is_empty());
+        },
+    );
+}
+
+#[test]
+fn what_a_dead_restore_left_is_taken_away_by_the_next() {
+    let name = "what_a_dead_restore_left_is_taken_away_by_the_next";
+    as_database_user(name, |program| async move {
+        let scratch = Scratch::new("rs");
+        let (cluster, source, spec, root) = small(&scratch).await;
+        let bindir = cluster.installation().bindir.clone();
+        for phase in [Phase::Fetching, Phase::Recovering, Phase::Proved] {
+            let mut run = Run::start(&source.store, &spec, &bindir, &program);
+            run.reach(phase).await;
+            // Dropped at once, as by SIGKILL: it takes nothing away.
+            run.task.abort();
+            assert!(run.task.await.unwrap_err().is_cancelled());
+            assert_eq!(names(&root), ["node.gs_pitr-restore"]);
+        }
+        let mut run = Run::start(&source.store, &spec, &bindir, &program);
+        run.reach(Phase::Proved).await;
+        run.promote(false).await;
+        assert_eq!(names(&root), ["node"]);
+    });
+}
+
+#[test]
+fn a_node_comes_back_on_a_later_timeline() {
+    as_database_user(
+        "a_node_comes_back_on_a_later_timeline",
+        |program| async move {
+            let scratch = Scratch::new("rs");
+            let installation = Installation::newest();
+            let options = ClusterOptions {
+                settings: settings(installation.major),
+                ..ClusterOptions::default()
+            };
+            let cluster = Cluster::create(&installation, &scratch.directory("s"), options);
+            cluster.start();
+            cluster
+                .execute("ALTER SYSTEM SET restore_command = 'false'")
+                .await;
+            cluster.stop("fast");
+            fs::write(cluster.data_directory().join("recovery.signal"), "").unwrap();
+            cluster.start();
+            let in_recovery = async || {
+                cluster
+                    .query_one("postgres", "SELECT pg_is_in_recovery()")
+                    .await
+            };
+            while in_recovery().await == "t" {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            cluster.execute("CHECKPOINT").await;
+            let source = Source::register(&cluster).await;
+            let copy = source.copy(&cluster, &[]).await;
+            let spec = source
+                .finish(&cluster, copy, &scratch.directory("r").join("node"))
+                .await;
+            assert_eq!(spec.point.timeline, 2);
+            let mut run = Run::start(&source.store, &spec, &installation.bindir, &program);
+            run.reach(Phase::Proved).await;
+            let restored = run.promote(false).await;
+            assert_eq!(
+                (restored.timeline, restored.fork_lsn),
+                (3, spec.point.end_lsn.clone())
+            );
+
+            // Without the history of its timeline there is no way to the point, and it says so.
+            fs::remove_dir_all(&spec.target).unwrap();
+            source
+                .store
+                .tamper(&source.wal_file("00000002.history").key(), None);
+            let error = Run::start(&source.store, &spec, &installation.bindir, &program)
+                .fails()
+                .await;
+            assert_eq!(error.kind, ErrorKind::Recovery);
+            assert!(error.message.contains("timeline 2"), "{error:?}");
         },
     );
 }

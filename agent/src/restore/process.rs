@@ -234,6 +234,25 @@ mod tests {
         assert_eq!(complaint(""), "");
     }
 
+    #[tokio::test]
+    async fn only_a_server_of_that_directory_is_ended() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let data = here.path().canonicalize().unwrap();
+        let mut sleep = Command::new("sleep");
+        sleep.arg("60").current_dir(there.path()).kill_on_drop(true);
+        let mut child = sleep.spawn().unwrap();
+        let text = format!("{}\n/d\n1\n5432\n\n\n\nready\n", child.id().unwrap());
+        fs::write(data.join("postmaster.pid"), &text).unwrap();
+        // The number was given to somebody else's process since.
+        end_orphan(&data).await.unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        let data = there.path().canonicalize().unwrap();
+        fs::write(data.join("postmaster.pid"), text).unwrap();
+        end_orphan(&data).await.unwrap();
+        assert!(!child.wait().await.unwrap().success());
+        end_orphan(Path::new("/nowhere")).await.unwrap();
+    }
+
     #[test]
     fn the_pid_file_is_read_by_its_lines() {
         let text = "4711\n/data\n1700000000\n5432\n/tmp\n127.0.0.1\n  5432001   7\nready   \n";

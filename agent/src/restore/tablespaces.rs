@@ -2,13 +2,13 @@
 //! keep the literal path that their WAL record has, and that is looked at before any server is started.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use agent_api::{ApiError, ErrorKind};
 use catalog::model::NodeBackup;
 
 use super::workspace::is_absent_or_empty;
+use crate::config::Config;
 
 /// Where a tablespace of the copy goes.
 pub(super) fn location(tablespaces: &Path, oid: u32) -> PathBuf {
@@ -82,7 +82,11 @@ pub(super) struct Created {
 /// Checks that replay may use the literal path of a tablespace: nothing is there, or an empty directory. Replay
 /// itself does not ask: it forcibly removes what is in its way, which once destroyed 50,000 rows of a live
 /// database.
-pub(super) fn check_literal(created: &Created, target: &Path) -> Result<(), ApiError> {
+pub(super) fn check_literal(
+    created: &Created,
+    target: &Path,
+    config: &Config,
+) -> Result<(), ApiError> {
     let Created { location, oid } = created;
     let refuse = |why: String, next: &str| {
         let message = format!(
@@ -99,6 +103,16 @@ pub(super) fn check_literal(created: &Created, target: &Path) -> Result<(), ApiE
             "choose another --target-dir",
         );
     }
+    // Whoever made the backup chose the path; the agent writes only where its operator lets it.
+    if let Err(outside) = config.allowed_target(location) {
+        let parent = location.parent().unwrap_or(Path::new("/")).display();
+        return refuse(
+            outside.message,
+            &format!(
+                "make sure that {parent} exists, and start the agent with --allow-root {parent} too"
+            ),
+        );
+    }
     match is_absent_or_empty(location) {
         Ok(true) => {}
         Ok(false) => {
@@ -107,17 +121,7 @@ pub(super) fn check_literal(created: &Created, target: &Path) -> Result<(), ApiE
         }
         Err(error) => return refuse(format!("it cannot be looked at: {error}"), host),
     }
-    // The server makes only the last step of the path, and a missing one ends recovery.
-    match location.parent().map(std::fs::metadata) {
-        Some(Ok(metadata)) if metadata.is_dir() => Ok(()),
-        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-            refuse(format!("its parent cannot be looked at: {error}"), host)
-        }
-        _ => refuse(
-            "its parent directory does not exist".to_owned(),
-            "make the parent directory, writable by the agent's user",
-        ),
-    }
+    Ok(())
 }
 
 /// Says which running server keeps files there, if that can be seen.
@@ -155,10 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn a_literal_path_is_used_only_if_nothing_is_there() {
-        let root = tempfile::tempdir().unwrap();
+    fn a_literal_path_is_used_only_if_it_is_allowed_and_nothing_is_there() {
+        let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let target = root.path().join("node");
-        let check = |location: PathBuf| check_literal(&Created { location, oid: 1 }, &target);
+        let config = Config {
+            allow_roots: vec![root.path().canonicalize().unwrap()],
+            ..Config::default()
+        };
+        let check =
+            |location: PathBuf| check_literal(&Created { location, oid: 1 }, &target, &config);
         check(root.path().join("absent")).unwrap();
         let full = root.path().join("full");
         std::fs::create_dir(&full).unwrap();
@@ -167,12 +176,9 @@ mod tests {
         let error = check(full).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Target);
         assert!(error.message.contains("/full") && error.message.contains("already"));
-        assert!(
-            check(root.path().join("no/parent"))
-                .unwrap_err()
-                .message
-                .contains("parent")
-        );
+        assert!(check(root.path().join("no/parent")).is_err());
+        let error = check(elsewhere.path().join("absent")).unwrap_err();
+        assert!(error.next.unwrap().contains("--allow-root"));
         assert!(check(target.join("inside")).is_err());
         assert!(check("relative".into()).is_err());
     }

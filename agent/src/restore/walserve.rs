@@ -504,7 +504,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_waits_for_a_slow_store_and_hears_when_the_agent_stops() {
         let fixture = Fixture::new(Bucket {
-            slow: Duration::from_secs(60),
+            slow: Duration::from_mins(1),
             ..Bucket::default()
         });
         let begun = Instant::now();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use agent_api::RestoreSpec;
 use agent_wal::control::ControlFile;
-use agent_wal::{Lsn, SegmentName, SegmentSize};
+use agent_wal::{Lsn, SegmentName};
 use async_trait::async_trait;
 use catalog::ids::{BackupId, EpochId};
 use catalog::keys;
@@ -243,8 +243,14 @@ impl Source {
             SegmentName::before_lsn(timeline, end, size),
         );
         for number in first.number..=last.number {
-            self.put_wal(cluster, SegmentName { timeline, number }, size)
-                .await;
+            let name = SegmentName { timeline, number }.format(size);
+            self.put_wal(cluster, &name).await;
+        }
+        for entry in fs::read_dir(cluster.data_directory().join("pg_wal")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".history") {
+                self.put_wal(cluster, &name).await;
+            }
         }
         let text = |name: &str| copy.stop[name].as_str().unwrap_or_default().to_owned();
         let (wal_first, wal_last) = (first.format(size), last.format(size));
@@ -309,11 +315,10 @@ impl Source {
         }
     }
 
-    async fn put_wal(&self, cluster: &Cluster, segment: SegmentName, size: SegmentSize) {
-        let name = segment.format(size);
-        let path: PathBuf = cluster.data_directory().join("pg_wal").join(&name);
+    async fn put_wal(&self, cluster: &Cluster, name: &str) {
+        let path: PathBuf = cluster.data_directory().join("pg_wal").join(name);
         let plain = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        wal::put_segment(&self.uploader, &self.wal_file(&name), 1, plain.as_slice())
+        wal::put_segment(&self.uploader, &self.wal_file(name), 1, plain.as_slice())
             .await
             .unwrap();
     }
