@@ -435,7 +435,8 @@ impl Restore {
             ));
         }
         let sockets = ask("unix_socket_directories").await?;
-        let replaced = promote::socket_directory(&sockets, standalone.port)?;
+        let replaced =
+            promote::socket_directory(&sockets, &self.cx.config.pg_host, standalone.port)?;
         report.warning(format!(
             "unix_socket_directories = '{sockets}' of the source cannot be used on this host; {} is used instead",
             replaced.display()

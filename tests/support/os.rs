@@ -106,8 +106,25 @@ impl Scratch {
     }
 }
 
+/// Ends servers whose data directory lies at most three levels below `directory`: what a test that failed
+/// half way has left running.
+fn end_servers(directory: &Path, levels: u32) {
+    let pid = fs::read_to_string(directory.join("postmaster.pid")).ok();
+    let pid = pid.and_then(|text| text.lines().next()?.trim().parse().ok());
+    if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        return;
+    }
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if levels > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            end_servers(&entry.path(), levels - 1);
+        }
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
+        end_servers(&self.path, 3);
         if std::env::var_os("GS_PITR_KEEP").is_none() {
             // Best effort: what remains lies in the temporary directory.
             let _: io::Result<()> = fs::remove_dir_all(&self.path);

@@ -106,7 +106,7 @@ pub(super) async fn ask(
 }
 
 /// A directory for the server's socket if one of the configured ones cannot be used on this host.
-pub(super) fn socket_directory(configured: &str, port: u16) -> Option<PathBuf> {
+pub(super) fn socket_directory(configured: &str, ours: &str, port: u16) -> Option<PathBuf> {
     let listed: Vec<PathBuf> = configured
         .split(',')
         .map(|path| PathBuf::from(path.trim().trim_matches('"')))
@@ -125,7 +125,7 @@ pub(super) fn socket_directory(configured: &str, port: u16) -> Option<PathBuf> {
     if listed.iter().all(usable) {
         return None;
     }
-    let fallbacks = ["/run/postgresql", "/tmp"].map(PathBuf::from);
+    let fallbacks = [ours, "/run/postgresql", "/tmp"].map(PathBuf::from);
     let mut all = listed.into_iter().chain(fallbacks);
     all.find(usable)
 }
@@ -207,14 +207,14 @@ mod tests {
     fn an_unusable_socket_directory_is_replaced() {
         let here = tempfile::tempdir().unwrap();
         let path = here.path().to_str().unwrap();
-        assert_eq!(socket_directory(path, 5432), None);
-        assert_eq!(socket_directory("", 5432), None);
-        assert_eq!(socket_directory("@name", 5432), None);
+        assert_eq!(socket_directory(path, "/nowhere", 5432), None);
+        assert_eq!(socket_directory("", "/nowhere", 5432), None);
+        assert_eq!(socket_directory("@name", "/nowhere", 5432), None);
         let both = format!("/gone/for/ever, \"{path}\"");
-        assert_eq!(socket_directory(&both, 5432), Some(here.path().to_owned()));
-        assert!(socket_directory("/gone/for/ever", 5432).is_some());
+        assert_eq!(socket_directory(&both, "/nowhere", 5432), Some(here.path().to_owned()));
+        assert!(socket_directory("/gone/for/ever", "/nowhere", 5432).is_some());
         let long = here.path().join("x".repeat(100));
         fs::create_dir(&long).unwrap();
-        assert!(socket_directory(long.to_str().unwrap(), 5432).is_some());
+        assert!(socket_directory(long.to_str().unwrap(), "/nowhere", 5432).is_some());
     }
 }
