@@ -225,14 +225,7 @@ async fn demo() {
             .find(|entry| entry.node_id == node.node_id)
             .expect("its point");
         let data = target.join(node.node_id.to_string());
-        prove(
-            number,
-            ledger,
-            &fleet.hosts[number].root,
-            &data,
-            (&node.stop_lsn, &of_point.end_lsn),
-        )
-        .await;
+        prove(number, ledger, &data, (&node.stop_lsn, &of_point.end_lsn)).await;
         let mut stop = os::command(installation.bindir.join("pg_ctl"));
         stop.args(["stop", "-m", "fast", "-D"])
             .arg(&data)
@@ -249,14 +242,9 @@ async fn demo() {
 }
 
 /// Holds one restored database against its ledger, and says what was found.
-async fn prove(
-    number: usize,
-    ledger: &Ledger,
-    socket: &Path,
-    data: &Path,
-    (stop, end): (&str, &str),
-) {
-    let client = postgres::connect(socket, port_of(data), "shop db").await;
+async fn prove(number: usize, ledger: &Ledger, data: &Path, (stop, end): (&str, &str)) {
+    let (socket, port) = postgres::running(data);
+    let client = postgres::connect(&socket, port, "shop db").await;
     let verdict = ledger.check(&client, load::lsn(stop), load::lsn(end)).await;
     let verdict = verdict.unwrap_or_else(|e| panic!("shard {}: {e}", number + 1));
     say(&format!(
@@ -267,15 +255,6 @@ async fn prove(
         verdict.from_wal,
         verdict.forbidden
     ));
-}
-
-/// Port in `postmaster.pid`.
-fn port_of(data: &Path) -> u16 {
-    let text = fs::read_to_string(data.join("postmaster.pid")).expect("the database runs");
-    text.lines()
-        .nth(3)
-        .and_then(|line| line.trim().parse().ok())
-        .expect("a port in postmaster.pid")
 }
 
 fn main() {

@@ -310,7 +310,7 @@ fn restore(fleet: &mut Fleet, backup: &Backup) -> (PathBuf, Value) {
 }
 
 /// Holds one restored node against all that is known of it.
-async fn check(fleet: &Fleet, backup: &Backup, number: usize, target: &Path, restored: &Value) {
+async fn check(backup: &Backup, number: usize, target: &Path, restored: &Value) {
     let (node, of_point) = (backup.node(number), backup.point_of(number));
     let mut entries = restored["nodes"].as_array().expect("nodes").iter();
     let entry = entries
@@ -325,8 +325,9 @@ async fn check(fleet: &Fleet, backup: &Backup, number: usize, target: &Path, res
         .expect("a port")
         .try_into()
         .expect("a port");
-    let socket = &fleet.hosts[number].root;
-    let client = postgres::connect(socket, port, "shop db").await;
+    let (socket, listening) = postgres::running(&data);
+    assert_eq!(listening, port);
+    let client = postgres::connect(&socket, port, "shop db").await;
     let (stop, end) = (load::lsn(&node.stop_lsn), load::lsn(&of_point.end_lsn));
     let verdict = backup.ledgers[number].check(&client, stop, end).await;
     let verdict = verdict.unwrap_or_else(|e| panic!("node {}: {e}", number + 1));
@@ -363,7 +364,7 @@ async fn check(fleet: &Fleet, backup: &Backup, number: usize, target: &Path, res
         "`old space` is at {place}, not below the target"
     );
     let installation = Installation::newest();
-    amcheck(&installation, socket, port);
+    amcheck(&installation, &socket, port);
     drop(client);
     shut_down(&installation, &data);
     checksums(&installation, &data);
@@ -376,7 +377,7 @@ async fn main_job(bucket: Bucket) {
     destroy(&mut fleet);
     let (target, restored) = restore(&mut fleet, &backup);
     for number in 0..3 {
-        check(&fleet, &backup, number, &target, &restored).await;
+        check(&backup, number, &target, &restored).await;
     }
 }
 

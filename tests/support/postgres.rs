@@ -353,6 +353,18 @@ pub async fn connect(socket_directory: &Path, port: u16, database: &str) -> Clie
     client
 }
 
+/// Socket directory and port of the server that runs in `data`, by its `postmaster.pid`.
+///
+/// # Panics
+/// If none does.
+pub fn running(data: &Path) -> (PathBuf, u16) {
+    let file = data.join("postmaster.pid");
+    let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let port = lines[3].parse().unwrap_or_else(|_| panic!("{text}"));
+    (lines[4].into(), port)
+}
+
 /// First column of the first row, as text.
 ///
 /// # Panics

@@ -211,7 +211,10 @@ mod tests {
         assert_eq!(socket_directory("", "/nowhere", 5432), None);
         assert_eq!(socket_directory("@name", "/nowhere", 5432), None);
         let both = format!("/gone/for/ever, \"{path}\"");
-        assert_eq!(socket_directory(&both, "/nowhere", 5432), Some(here.path().to_owned()));
+        assert_eq!(
+            socket_directory(&both, "/nowhere", 5432),
+            Some(here.path().to_owned())
+        );
         assert!(socket_directory("/gone/for/ever", "/nowhere", 5432).is_some());
         let long = here.path().join("x".repeat(100));
         fs::create_dir(&long).unwrap();
