@@ -214,7 +214,8 @@ async fn demo() {
 
     guide.step("Three empty hosts; everything comes back from the bucket, to the restore point and no further");
     let (manifest, point) = recorded(&bucket, &id).await;
-    let (fleet, target) = restore(fleet, &manifest, &ports).await;
+    // Kept to the end: its directories go with it.
+    let (_fleet, target) = restore(fleet, &manifest, &ports).await;
 
     guide.step("The proof: the restored databases against the ledgers");
     for (number, ledger) in ledgers.iter().enumerate() {

@@ -426,12 +426,12 @@ mod tests {
     #[test]
     fn keys_are_renewed_before_they_expire() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let hour = now + Duration::from_secs(3600);
+        let hour = now + Duration::from_hours(1);
         assert_eq!(
             renew_at(now, Some(hour)),
-            now + Duration::from_secs(3600 - 300)
+            now + Duration::from_mins(55)
         );
-        let minute = now + Duration::from_secs(60);
+        let minute = now + Duration::from_mins(1);
         assert_eq!(renew_at(now, Some(minute)), now + Duration::from_secs(30));
     }
 
