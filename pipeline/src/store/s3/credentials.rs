@@ -427,10 +427,7 @@ mod tests {
     fn keys_are_renewed_before_they_expire() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let hour = now + Duration::from_hours(1);
-        assert_eq!(
-            renew_at(now, Some(hour)),
-            now + Duration::from_mins(55)
-        );
+        assert_eq!(renew_at(now, Some(hour)), now + Duration::from_mins(55));
         let minute = now + Duration::from_mins(1);
         assert_eq!(renew_at(now, Some(minute)), now + Duration::from_secs(30));
     }
