@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::{Fleet, Run, wait};
@@ -381,11 +380,18 @@ async fn damage_in_the_bucket_never_becomes_a_database() {
     ] {
         let key = world.key(part);
         let server = world.bucket.server();
-        let before = server.bytes(&key).expect("the object");
+        let before = server.take(&key);
+        if !matches!(damage, Damage::Remove) {
+            server.put_back(&key, &before);
+        }
+        let size = server.bytes(&key).map_or(0, |bytes| bytes.len());
         match damage {
-            Damage::Flip => assert!(server.flip_bit(&key, before.len() as u64 * 4 + 3), "{key}"),
-            Damage::Cut => server.tamper(&key, Some(before.slice(..before.len() - 100))),
-            Damage::Remove => server.tamper(&key, None),
+            Damage::Flip => assert!(server.flip_bit(&key, size as u64 * 4 + 3), "{key}"),
+            Damage::Cut => {
+                let bytes = server.bytes(&key).expect("the object");
+                server.tamper(&key, Some(bytes.slice(..size - 100)));
+            }
+            Damage::Remove => {}
         }
         let (command, target) = world.restore(&id);
         let run = world.run(command);
@@ -399,10 +405,7 @@ async fn damage_in_the_bucket_never_becomes_a_database() {
             },
         );
         assert_no_database(name, &target);
-        world
-            .bucket
-            .server()
-            .tamper(&key, Some(Bytes::clone(&before)));
+        world.bucket.server().put_back(&key, &before);
     }
     // Everything put back as it was, it restores: the errors above were of the damage.
     let (command, _) = world.restore(&id);

@@ -72,6 +72,18 @@ impl Failure {
         self
     }
 
+    /// Names the store that it is about.
+    pub(crate) fn at_store(mut self, place: &str) -> Self {
+        let about_store = matches!(
+            self.kind,
+            ErrorKind::StoreUnavailable | ErrorKind::StoreDenied | ErrorKind::Usage
+        );
+        if about_store && !self.message.contains(place) {
+            self.message = format!("{place}: {}", self.message);
+        }
+        self
+    }
+
     /// The same failure with something to do next, if nothing better was said.
     pub(crate) fn with_some_next(self) -> Self {
         let next = match self.kind {

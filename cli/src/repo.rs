@@ -35,7 +35,11 @@ pub(crate) fn store(settings: &Settings) -> Result<Arc<dyn ObjectStore>> {
 /// # Errors
 /// If it is not there or cannot be read.
 pub(crate) async fn open(settings: &Settings) -> Result<Catalog> {
-    Ok(Catalog::open(store(settings)?).await?)
+    let store = store(settings)?;
+    let place = store.describe();
+    Catalog::open(store)
+        .await
+        .map_err(|error| Failure::from(error).at_store(&place))
 }
 
 /// Opens the repository, or makes it.
@@ -43,7 +47,10 @@ pub(crate) async fn open(settings: &Settings) -> Result<Catalog> {
 /// # Errors
 /// If it cannot be read or written.
 pub(crate) async fn open_or_create(settings: &Settings, operation: Uuid) -> Result<Catalog> {
-    Ok(Catalog::open_or_create(store(settings)?, operation).await?)
+    let store = store(settings)?;
+    let place = store.describe();
+    let opened = Catalog::open_or_create(store, operation).await;
+    opened.map_err(|error| Failure::from(error).at_store(&place))
 }
 
 fn ca_pem(settings: &Settings) -> Result<Option<String>> {

@@ -321,11 +321,10 @@ impl Fleet {
         command.arg("--tls-crt").arg(own.join("agent.crt"));
         command.arg("--tls-key").arg(own.join("agent.key"));
         command.arg("--tls-ca").arg(own.join("ca.crt"));
-        command
-            .arg("--allow-root")
-            .arg(root)
-            .arg("--pg-host")
-            .arg(root);
+        command.arg("--allow-root").arg(root);
+        if !more.contains(&"--pg-host") {
+            command.arg("--pg-host").arg(root);
+        }
         if let Some(cluster) = cluster {
             command.arg("--pgdata").arg(cluster.data_directory());
             command

@@ -86,6 +86,10 @@ impl State {
     }
 }
 
+/// An object that was taken away, with all that the stand-in knows of it.
+#[derive(Debug, Clone)]
+pub struct Taken(bucket::Object);
+
 /// A running stand-in; it ends when this is dropped.
 #[derive(Debug)]
 pub struct S3Server {
@@ -247,6 +251,23 @@ impl S3Server {
                 }
             }
         }
+    }
+
+    /// Takes an object away as if it had never been; [`Self::put_back`] brings it back.
+    ///
+    /// # Panics
+    /// If there is no such object.
+    pub fn take(&self, key: &str) -> Taken {
+        let object = self.state.bucket().objects.remove(key);
+        Taken(object.unwrap_or_else(|| panic!("no object `{key}`")))
+    }
+
+    /// Puts a copy of what was taken under `key`, whatever is there now.
+    pub fn put_back(&self, key: &str, taken: &Taken) {
+        self.state
+            .bucket()
+            .objects
+            .insert(key.to_owned(), taken.0.clone());
     }
 
     /// Flips one bit of an object, counted from its beginning. False if there is no such bit.
