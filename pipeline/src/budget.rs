@@ -1,6 +1,6 @@
 //! One byte budget for the buffers of a process, and the part buffers that it pays for.
 //!
-//! Whoever must make progress takes a [`Reserve`] at start, and is refused then and there if it does not
+//! Whoever must make progress takes a reserve at start, and is refused then and there if it does not
 //! fit. The rest is a pool that is taken before a buffer is filled. Nobody waits for the pool while
 //! holding a filled buffer, so a used-up pool makes producers slow and never makes them stop.
 
