@@ -9,6 +9,8 @@
 mod certs;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/life.rs"]
+mod life;
 #[path = "cli/mistakes.rs"]
 mod mistakes;
 #[path = "cli/precedence.rs"]

@@ -28,6 +28,8 @@ struct Inner {
     format: Format,
     colour: bool,
     bars: Option<MultiProgress>,
+    /// Whether stdout and stderr were terminals at the start: one that has gone away no longer is.
+    terminals: (bool, bool),
     streams: Mutex<Streams>,
 }
 
@@ -49,7 +51,8 @@ enum Stream {
 impl Printer {
     /// A printer for `format`; bars are drawn only if `progress` and stderr is a terminal.
     pub(crate) fn new(format: Format, progress: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
+        let terminals = (io::stdout().is_terminal(), io::stderr().is_terminal());
+        let terminal = terminals.1;
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let bars = (progress && terminal)
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
@@ -57,6 +60,7 @@ impl Printer {
             format,
             colour: terminal && !no_color,
             bars,
+            terminals,
             streams: Mutex::default(),
         }))
     }
@@ -230,6 +234,10 @@ impl Printer {
     /// # Errors
     /// If the file cannot be made.
     pub(crate) fn detach(&self, path: &Path) -> Result<()> {
+        let (stdout, stderr) = self.0.terminals;
+        if !stdout && !stderr {
+            return Ok(());
+        }
         let failed = |error: io::Error| Failure::file(path, "write", &error);
         if let Some(parent) = path.parent() {
             let mut make = std::fs::DirBuilder::new();
@@ -245,10 +253,10 @@ impl Printer {
             bars.set_draw_target(ProgressDrawTarget::hidden());
         }
         let mut streams = self.streams();
-        if io::stdout().is_terminal() {
+        if stdout {
             streams.stdout = Some(Arc::clone(&file));
         }
-        if io::stderr().is_terminal() {
+        if stderr {
             streams.stderr = Some(file);
         }
         Ok(())
