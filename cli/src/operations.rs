@@ -108,6 +108,8 @@ pub(crate) struct Operation {
     phase: Option<Phase>,
     warnings: usize,
     progress: (Progress, Option<Instant>),
+    begun: Instant,
+    copied: Option<Duration>,
 }
 
 impl Operation {
@@ -137,6 +139,8 @@ impl Operation {
             phase: None,
             warnings: 0,
             progress: (Progress::default(), None),
+            begun: Instant::now(),
+            copied: None,
         };
         let status = agent.start(request, cancel).await?;
         operation.saw(&status);
@@ -151,6 +155,11 @@ impl Operation {
     /// The agent it is on.
     pub(crate) fn agent(&self) -> &Arc<Agent> {
         &self.agent
+    }
+
+    /// From the order until the copy was whole, by this machine's clock.
+    pub(crate) fn copied(&self) -> Duration {
+        self.copied.unwrap_or_default()
     }
 
     /// Watches it until it is in phase `wanted`.
@@ -236,6 +245,9 @@ impl Operation {
         self.saw_progress(&status.progress);
         if self.phase != Some(status.phase) {
             self.phase = Some(status.phase);
+            if status.phase == Phase::Copied {
+                self.copied.get_or_insert_with(|| self.begun.elapsed());
+            }
             self.bar.phase(status.phase);
             let phase = status.phase.name();
             let fields = json!({"node": name, "node_id": self.node, "phase": phase, "progress": status.progress});

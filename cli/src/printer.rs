@@ -125,7 +125,7 @@ impl Printer {
     }
 
     fn painted(&self, style: &str, text: &str) -> String {
-        if self.0.colour {
+        if self.0.colour && self.streams().stderr.is_none() {
             format!("\x1b[{style}m{text}\x1b[0m")
         } else {
             text.to_owned()

@@ -307,7 +307,7 @@ fn restore() {
               host:port
 
           --target-dir <DIR>
-              Directory on the agents' hosts; each node goes to DIR/<node-id>
+              Directory on the agents' hosts; each node goes to `DIR/<node-id>`
 
           --db-port <NODE=PORT>
               Port of the restored database [default: the one its agent was told, or the source's]

@@ -172,6 +172,60 @@ async fn a_hang_up_does_not_end_a_backup() {
     assert!(!fleet.home().join(".gs_pitr/log").exists());
 }
 
+/// `script` gives the command a terminal; when it is killed, the terminal is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_terminal_a_backup_goes_on_into_a_log() {
+    let (_bucket, fleet) = fleet(1).await;
+    let nodes = fleet.addresses(&[0]);
+    let program = fleet.programs().join("gs_pitr");
+    let line = format!(
+        "'{}' backup --nodes {nodes} --bandwidth 512KiB",
+        program.display()
+    );
+    let environment = fleet.command(&[]);
+    let mut script = std::process::Command::new("script");
+    script
+        .args(["-q", "-f", "-c", &line, "/dev/null"])
+        .env_clear();
+    script.envs(
+        environment
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    script.env("TERM", "xterm").env("SHELL", "/bin/sh");
+    let mut terminal = script
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut shown = Vec::new();
+    let mut output = terminal.stdout.take().unwrap();
+    while !String::from_utf8_lossy(&shown).contains("copying") {
+        let mut some = [0; 4096];
+        let count = output.read(&mut some).unwrap();
+        assert_ne!(count, 0, "{}", String::from_utf8_lossy(&shown));
+        shown.extend_from_slice(&some[..count]);
+    }
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    let logs = fleet.home().join(".gs_pitr/log");
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        let log = std::fs::read_dir(&logs).ok().and_then(|mut all| all.next());
+        let text = log.and_then(|log| std::fs::read_to_string(log.unwrap().path()).ok());
+        let text = text.unwrap_or_default();
+        if text.contains("\n  point ") {
+            assert!(text.contains("the terminal has gone away"), "{text}");
+            assert!(!text.contains('\x1b'), "{text}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "the log has: {text}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let listed = fleet.run(&["show", "--output", "json"]).good().result();
+    assert_eq!(listed["backups"][0]["status"], "complete", "{listed}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_moved_is_asked_about() {
     let (_bucket, fleet) = fleet(1).await;
@@ -186,13 +240,14 @@ async fn a_database_that_moved_is_asked_about() {
     let again = backup(&host.agent.address, &[]).good().result();
     assert_eq!(again["nodes"][0]["node_id"], node);
 
-    let twice = format!(
-        "{0},localhost:{1}",
-        host.agent.address,
-        host.agent.address.rsplit(':').next().unwrap()
+    let second = fleet.start_agent("second", &host.root, host.cluster.as_ref(), &[]);
+    let twice = backup(&format!("{},{}", host.agent.address, second.address), &[]);
+    let error = twice.result()["error"].clone();
+    assert_eq!(error["kind"], "usage", "{twice:?}");
+    assert!(
+        error["message"].as_str().unwrap().contains("same database"),
+        "{error}"
     );
-    let twice = backup(&twice, &[]);
-    assert_ne!(twice.code, 0, "{twice:?}");
 
     let cluster = host.cluster.as_ref().unwrap();
     cluster.stop("fast");

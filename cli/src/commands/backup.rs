@@ -188,9 +188,10 @@ impl Job<'_> {
             .await?;
         let shipped = self.shipped(&mut copies).await?;
         let manifest = self.committed(catalog, &moment, &parts, shipped).await?;
+        let seconds: Vec<_> = copies.iter().map(Operation::copied).collect();
         self.released(copies).await;
         mirrored::refresh(catalog, self.settings, self.printer).await;
-        commit::report(&manifest, self.printer);
+        commit::report(&manifest, &seconds, self.printer);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct RestoreArgs {
     /// NODE goes to this agent; NODE is a node's id, the beginning of one, or its source's host:port
     #[arg(long, value_name = "NODE=HOST:PORT", value_parser = pair::<Address>)]
     map: Vec<(String, Address)>,
-    /// Directory on the agents' hosts; each node goes to DIR/<node-id>
+    /// Directory on the agents' hosts; each node goes to `DIR/<node-id>`
     #[arg(long, value_name = "DIR")]
     target_dir: PathBuf,
     /// Port of the restored database [default: the one its agent was told, or the source's]

@@ -98,16 +98,11 @@ fn answer(part: &Part, status: OperationStatus) -> Result<(NodeBackup, NodePoint
     Err(agent_failed(&part.host.agent, message))
 }
 
-fn seconds(node: &NodeBackup) -> Duration {
-    let span = node.completed.duration_since(node.started);
-    Duration::try_from(span).unwrap_or_default()
-}
-
-/// Tells what was made.
-pub(super) fn report(manifest: &Manifest, printer: &Printer) {
+/// Tells what was made; `copied` is how long each node's copy took.
+pub(super) fn report(manifest: &Manifest, copied: &[Duration], printer: &Printer) {
     let mut text = format!("backup {}", manifest.backup_id);
     let mut nodes = Vec::new();
-    for node in &manifest.nodes {
+    for (node, copied) in manifest.nodes.iter().zip(copied) {
         if !node.corrupt_pages.is_empty() {
             let (host, port, pages) = (&node.host, node.port, node.corrupt_pages.join(", "));
             let message =
@@ -122,7 +117,7 @@ pub(super) fn report(manifest: &Manifest, printer: &Printer) {
             node.port,
             bytes(node.plain_bytes),
             bytes(node.stored_bytes),
-            duration(seconds(node)),
+            duration(*copied),
         );
         nodes.push(json!({
             "node_id": node.node_id,
@@ -130,7 +125,7 @@ pub(super) fn report(manifest: &Manifest, printer: &Printer) {
             "port": node.port,
             "plain_bytes": node.plain_bytes,
             "stored_bytes": node.stored_bytes,
-            "seconds": seconds(node).as_secs_f64(),
+            "seconds": copied.as_secs_f64(),
         }));
     }
     if let Some(point) = &manifest.point {
