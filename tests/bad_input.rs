@@ -7,6 +7,7 @@
 )]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -249,6 +250,7 @@ async fn a_wrong_database_password_is_named() {
     let cluster = world.fleet.hosts[0].cluster.as_ref().expect("a database");
     let file = world.fleet.hosts[0].root.join("wrong password");
     fs::write(&file, "wrong").expect("a file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
     os::give(&file);
     let root = world.fleet.path().join("tcp");
     fs::create_dir(&root).expect("a directory");
