@@ -301,3 +301,82 @@ async fn a_database_that_moved_is_asked_about() {
     assert_eq!(known["nodes"][0]["node_id"], node);
     pg_ctl(&["stop", "-m", "immediate"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_mapped_planned_and_cancelled() {
+    let (_bucket, mut fleet) = fleet(2).await;
+    let sources = fleet.addresses(&[0, 1]);
+    let made = fleet.run(&["backup", "--output", "json", "--nodes", &sources]);
+    let made = made.good().result();
+    let id = made["backup_id"].as_str().unwrap().to_owned();
+    let nodes: Vec<_> = made["nodes"].as_array().unwrap().iter().collect();
+    let names = |place: usize| nodes[place]["node_id"].as_str().unwrap();
+    let target = fleet.path().join("restored");
+    std::fs::create_dir(&target).unwrap();
+    os::give(&target);
+    let directory = target.display().to_string();
+    let host = fleet.add_host("new", &["--allow-root", &directory]);
+    let agent = fleet.hosts[host].agent.address.clone();
+    let command = |more: &[&str]| {
+        let args = [
+            "restore",
+            "--id",
+            &id,
+            "--target-dir",
+            &directory,
+            "--yes",
+            "--output",
+            "json",
+        ];
+        let mut command = fleet.command(&args);
+        command.args(more);
+        command
+    };
+    let wait = |more: &[&str]| support::fleet::wait(command(more), Duration::from_mins(2));
+    let refused = |more: &[&str], kind: &str, next: &str| {
+        let run = wait(more);
+        let error = run.result()["error"].clone();
+        assert_eq!(error["kind"], kind, "{run:?}");
+        assert_eq!(error["changed"], false, "{run:?}");
+        assert!(error["next"].as_str().unwrap().contains(next), "{run:?}");
+    };
+    // Where the nodes came from their databases still run.
+    refused(&["--nodes", &sources], "conflict", "--db-port");
+    refused(&["--nodes", &agent], "usage", "--map");
+    let maps = [0, 1].map(|place| format!("{}={agent}", names(place)));
+    let mapped = ["--nodes", &agent, "--map", &maps[0], "--map", &maps[1]];
+    let nobody = format!("db9:5432={agent}");
+    let unknown = [&mapped[..], &["--map", &nobody]].concat();
+    refused(&unknown, "not-found", "gs_pitr show");
+    let same = format!("{}=5999", names(0));
+    let other = format!("{}=5999", names(1));
+    let clash = [&mapped[..], &["--db-port", &same, "--db-port", &other]].concat();
+    refused(&clash, "usage", "--db-port");
+
+    let mut child = command(&[&mapped[..], &SLOW].concat());
+    let mut child = child
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("fetching") {
+        assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    let left: Vec<_> = std::fs::read_dir(&target).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}: {said}");
+
+    let restored = wait(&[&mapped[..], &["--no-start"]].concat())
+        .good()
+        .result();
+    for node in restored["nodes"].as_array().unwrap() {
+        assert_eq!(node["running"], false, "{restored}");
+        let data = std::path::Path::new(node["data_directory"].as_str().unwrap());
+        assert_eq!(data, target.join(node["node_id"].as_str().unwrap()));
+        assert!(!data.join("postmaster.pid").exists());
+    }
+}
