@@ -102,19 +102,6 @@ async fn bring_up(bucket: &Bucket, installation: &Installation) -> Fleet {
     fleet
 }
 
-/// Kills everything and deletes every directory but the bucket's. Returns the databases' ports.
-fn destroy(fleet: &mut Fleet) -> Vec<u16> {
-    let ports = (0..3).map(|number| cluster(fleet, number).port()).collect();
-    for mut host in std::mem::take(&mut fleet.hosts) {
-        host.agent.kill();
-        host.cluster.as_ref().expect("a database").stop("immediate");
-        fs::remove_dir_all(&host.root).expect("the directory goes");
-        say(&format!("gone: {}", host.root.display()));
-    }
-    fs::remove_dir_all(fleet.home().join(".gs_pitr/repositories")).expect("the mirror goes");
-    ports
-}
-
 /// What the bucket says of a backup.
 async fn recorded(bucket: &Bucket, id: &str) -> (Manifest, Point) {
     let catalog = Catalog::open(bucket.store()).await.expect("the repository");
@@ -210,7 +197,12 @@ async fn demo() {
 
     guide.step("Disaster: databases and agents are killed, every one of their directories is deleted, the CLI's own state too");
     let id = newest(&fleet);
-    let ports = destroy(&mut fleet);
+    let ports: Vec<u16> = (0..3)
+        .map(|number| cluster(&fleet, number).port())
+        .collect();
+    for gone in fleet.destroy() {
+        say(&format!("gone: {}", gone.display()));
+    }
 
     guide.step("Three empty hosts; everything comes back from the bucket, to the restore point and no further");
     let (manifest, point) = recorded(&bucket, &id).await;

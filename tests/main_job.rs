@@ -253,17 +253,6 @@ async fn back_up(fleet: &Fleet, bucket: &Bucket) -> Backup {
     }
 }
 
-/// Databases, agents and every one of their directories are gone, and so is the CLI's own state.
-fn destroy(fleet: &mut Fleet) {
-    for mut host in std::mem::take(&mut fleet.hosts) {
-        host.agent.kill();
-        host.cluster.as_ref().expect("a database").stop("immediate");
-        fs::remove_dir_all(&host.root).expect("the directory goes");
-    }
-    fs::remove_dir_all(fleet.home().join(".gs_pitr/repositories"))
-        .expect("the mirror was there and goes");
-}
-
 /// Restores on three hosts that have no database. Returns where to, and the command's result.
 fn restore(fleet: &mut Fleet, backup: &Backup) -> (PathBuf, Value) {
     // Only the parent of the new tablespace's literal path exists again.
@@ -374,7 +363,7 @@ async fn main_job(bucket: Bucket) {
     let mut fleet = Fleet::new("main", &bucket.config());
     sources(&mut fleet, &Installation::newest()).await;
     let backup = back_up(&fleet, &bucket).await;
-    destroy(&mut fleet);
+    fleet.destroy();
     let (target, restored) = restore(&mut fleet, &backup);
     for number in 0..3 {
         check(&backup, number, &target, &restored).await;

@@ -390,6 +390,27 @@ impl Fleet {
         wait(self.command(args), Duration::from_mins(5))
     }
 
+    /// The disaster: databases, agents and every one of their directories are gone, and so is the CLI's own
+    /// mirror. Returns the directories.
+    ///
+    /// # Panics
+    /// If something refuses to go.
+    pub fn destroy(&mut self) -> Vec<PathBuf> {
+        let hosts = std::mem::take(&mut self.hosts).into_iter();
+        let gone = hosts.map(|mut host| {
+            host.agent.kill();
+            if let Some(cluster) = &host.cluster {
+                cluster.stop("immediate");
+            }
+            fs::remove_dir_all(&host.root).expect("the directory goes");
+            host.root.clone()
+        });
+        let gone = gone.collect();
+        fs::remove_dir_all(self.home.join(".gs_pitr/repositories"))
+            .expect("the mirror was there and goes");
+        gone
+    }
+
     /// The agents' addresses of some hosts, as `--nodes` wants them.
     pub fn addresses(&self, hosts: &[usize]) -> String {
         let addresses: Vec<_> = hosts

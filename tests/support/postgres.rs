@@ -38,6 +38,12 @@ impl Installation {
 
     /// All that can be found: `GS_PITR_TEST_PG_BINDIRS` (separated by `:`), Debian's and Red Hat's places, by major.
     pub fn all() -> Vec<Self> {
+        let mut found = Self::found();
+        found.dedup_by_key(|installation| installation.major);
+        found
+    }
+
+    fn found() -> Vec<Self> {
         let mut candidates: Vec<PathBuf> = Vec::new();
         if let Some(listed) = std::env::var_os("GS_PITR_TEST_PG_BINDIRS") {
             candidates.extend(std::env::split_paths(&listed));
@@ -55,9 +61,8 @@ impl Installation {
             }
         }
         let mut found: Vec<_> = candidates.iter().filter_map(|dir| Self::at(dir)).collect();
-        found.sort_by_key(|installation| installation.major);
-        found.dedup_by_key(|installation| installation.major);
         found.retain(|installation| installation.major >= 12);
+        found.sort_by_key(|installation| installation.major);
         found
     }
 
@@ -66,9 +71,10 @@ impl Installation {
     /// # Panics
     /// If there is none: `make test` installs one.
     pub fn newest() -> Self {
-        let mut all = Self::all();
-        all.retain(|installation| installation.bindir.join("pg_amcheck").exists());
-        all.pop()
+        let mut found = Self::found();
+        found.retain(|installation| installation.bindir.join("pg_amcheck").exists());
+        found
+            .pop()
             .expect("PostgreSQL 14 or later with its client programs: run `make setup`")
     }
 }
