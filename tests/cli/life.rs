@@ -183,9 +183,18 @@ async fn without_its_terminal_a_backup_goes_on_into_a_log() {
         program.display()
     );
     let environment = fleet.command(&[]);
-    let mut script = std::process::Command::new("script");
+    // Whoever runs the tests may ignore SIGHUP, as `nohup` does, and children inherit that.
+    let mut script = std::process::Command::new("env");
     script
-        .args(["-q", "-f", "-c", &line, "/dev/null"])
+        .args([
+            "--default-signal=HUP",
+            "script",
+            "-q",
+            "-f",
+            "-c",
+            &line,
+            "/dev/null",
+        ])
         .env_clear();
     script.envs(
         environment
