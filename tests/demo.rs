@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use catalog::model::{Manifest, NodeBackup, Point};
-use catalog::repo::Catalog;
+use catalog::model::{Manifest, NodeBackup};
 use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::Fleet;
@@ -100,18 +99,6 @@ async fn bring_up(bucket: &Bucket, installation: &Installation) -> Fleet {
         ));
     }
     fleet
-}
-
-/// What the bucket says of a backup.
-async fn recorded(bucket: &Bucket, id: &str) -> (Manifest, Point) {
-    let catalog = Catalog::open(bucket.store()).await.expect("the repository");
-    let manifest = catalog
-        .manifest(&id.parse().expect("an id"))
-        .await
-        .expect("the manifest");
-    let point = manifest.point.clone().expect("a point");
-    let point = catalog.point(&point).await.expect("the point");
-    (manifest, point)
 }
 
 fn node_at(manifest: &Manifest, port: u16) -> &NodeBackup {
@@ -205,7 +192,7 @@ async fn demo() {
     }
 
     guide.step("Three empty hosts; everything comes back from the bucket, to the restore point and no further");
-    let (manifest, point) = recorded(&bucket, &id).await;
+    let (manifest, point) = bucket.recorded(&id).await;
     // Kept to the end: its directories go with it.
     let (_fleet, target) = restore(fleet, &manifest, &ports).await;
 

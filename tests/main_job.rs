@@ -13,7 +13,6 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use catalog::model::{Manifest, NodeBackup, NodePoint, Point};
-use catalog::repo::Catalog;
 use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::{Fleet, Run};
@@ -230,17 +229,8 @@ async fn back_up(fleet: &Fleet, bucket: &Bucket) -> Backup {
         );
     }
     assert_eq!(bucket.uploads_under_way().unwrap_or(0), 0, "uploads left");
-    let catalog = Catalog::open(bucket.store()).await.expect("a repository");
-    let id = result["backup_id"]
-        .as_str()
-        .expect("an id")
-        .parse()
-        .expect("an id");
-    let manifest = catalog.manifest(&id).await.expect("a manifest");
-    let point = catalog
-        .point(manifest.point.as_ref().expect("a point"))
-        .await
-        .expect("the point");
+    let id = result["backup_id"].as_str().expect("an id");
+    let (manifest, point) = bucket.recorded(id).await;
     let ports = (0..3)
         .map(|number| database(fleet, number).port())
         .collect();

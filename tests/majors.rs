@@ -11,27 +11,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use catalog::Catalog;
-use catalog::model::Manifest;
 use support::bucket::Bucket;
 use support::fleet::Fleet;
 use support::load::{self, Load};
 use support::os;
 use support::postgres::{self, ClusterOptions, Installation};
-
-async fn manifest(bucket: &Bucket, id: &str) -> (Manifest, String) {
-    let catalog = Catalog::open(bucket.store()).await.expect("a repository");
-    let manifest = catalog
-        .manifest(&id.parse().expect("an id"))
-        .await
-        .expect("a manifest");
-    let point = catalog
-        .point(manifest.point.as_ref().expect("a point"))
-        .await
-        .expect("the point");
-    let end = point.nodes[0].end_lsn.clone();
-    (manifest, end)
-}
 
 /// Restores on a host whose agent has only `bindir`'s programs beside those every host has.
 fn restore(fleet: &mut Fleet, id: &str, node: &str, bindir: Option<&str>) -> support::fleet::Run {
@@ -95,7 +79,8 @@ async fn cycle(installation: &Installation, elsewhere: bool) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ledger = load.stop().await;
     let id = result["backup_id"].as_str().expect("an id").to_owned();
-    let (manifest, end) = manifest(&bucket, &id).await;
+    let (manifest, point) = bucket.recorded(&id).await;
+    let end = &point.nodes[0].end_lsn;
     let node = manifest.nodes[0].node_id.to_string();
     fleet.destroy();
 
@@ -124,7 +109,7 @@ async fn cycle(installation: &Installation, elsewhere: bool) {
     let (socket, port) = postgres::running(Path::new(data));
     let client = postgres::connect(&socket, port, "shop db").await;
     let stop = load::lsn(&manifest.nodes[0].stop_lsn);
-    let verdict = ledger.check(&client, stop, load::lsn(&end)).await;
+    let verdict = ledger.check(&client, stop, load::lsn(end)).await;
     let verdict = verdict.unwrap_or_else(|e| panic!("PostgreSQL {}: {e}", installation.major));
     assert!(
         verdict.required > 0 && verdict.forbidden > 0,

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use catalog::Catalog;
+use catalog::model::{Manifest, Point};
 use pipeline::store::ObjectStore;
 use pipeline::store::s3::{S3Config, S3Store};
 
@@ -71,6 +73,19 @@ impl Bucket {
     /// If its configuration is refused.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
         Arc::new(S3Store::new(self.config()).expect("a store"))
+    }
+
+    /// What the repository says of a backup.
+    ///
+    /// # Panics
+    /// If it lacks the backup or its point.
+    pub async fn recorded(&self, id: &str) -> (Manifest, Point) {
+        let catalog = Catalog::open(self.store()).await.expect("a repository");
+        let manifest = catalog.manifest(&id.parse().expect("an id")).await;
+        let manifest = manifest.expect("a manifest");
+        let point = manifest.point.as_ref().expect("a point");
+        let point = catalog.point(point).await.expect("the point");
+        (manifest, point)
     }
 
     /// The stand-in, for faults and damage.
