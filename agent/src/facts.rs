@@ -45,6 +45,7 @@ pub async fn gather(config: &Config) -> NodeFacts {
         has_credentials: config.credentials.is_some(),
         server,
         server_error,
+        managers: Vec::new(),
     }
 }
 
@@ -201,6 +202,7 @@ async fn server(config: &Config) -> Result<ServerFacts, ApiError> {
                 extra: Extra::default(),
             })
             .collect(),
+        standbys: Vec::new(),
     })
 }
 

@@ -4,6 +4,7 @@ use pipeline::store::Key;
 use uuid::Uuid;
 
 use crate::ids::{BackupId, EpochId, PointId};
+use crate::model::LeaseScope;
 use crate::wal::WalName;
 
 /// Every top-level name that a repository uses below its prefix.
@@ -43,26 +44,16 @@ pub fn log(seq: u64) -> Key {
     key(format!("{LOG}{seq:010}.json"))
 }
 
-/// The scopes of leases (reserved; nothing writes leases yet).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseScope {
-    /// Backups.
-    Backup,
-    /// Restores.
-    Restore,
-    /// Deletion and repair.
-    Maintain,
-}
-
 /// `lease/<scope>/<seq>.json`, ten digits.
 #[must_use]
 pub fn lease(scope: LeaseScope, seq: u64) -> Key {
-    let scope = match scope {
-        LeaseScope::Backup => "backup",
-        LeaseScope::Restore => "restore",
-        LeaseScope::Maintain => "maintain",
-    };
-    key(format!("lease/{scope}/{seq:010}.json"))
+    key(format!("{}{seq:010}.json", leases_prefix(scope)))
+}
+
+/// `lease/<scope>/`, not a key: the prefix of all of a scope.
+#[must_use]
+pub fn leases_prefix(scope: LeaseScope) -> String {
+    format!("lease/{}/", scope.name())
 }
 
 /// `nodes/<node-id>.json`
@@ -145,13 +136,13 @@ pub fn operation_record(operation: Uuid, seq: u64) -> Key {
     key(format!("operations/{operation}/{seq:06}.json"))
 }
 
-/// `operations/<operation-id>/decision.json` (reserved): commit or rollback of a restore.
+/// `operations/<operation-id>/decision.json` : commit or rollback of a restore.
 #[must_use]
 pub fn decision(operation: Uuid) -> Key {
     key(format!("operations/{operation}/decision.json"))
 }
 
-/// `operations/<operation-id>/pin.json` (reserved): the backups that an operation still reads.
+/// `operations/<operation-id>/pin.json` : the backups that an operation still reads.
 #[must_use]
 pub fn pin(operation: Uuid) -> Key {
     key(format!("operations/{operation}/pin.json"))

@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{BackupId, EpochId, PointId};
+pub use crate::model::operation::{OperationEvent, OperationRecord, PromotedNode};
+pub use crate::model::order::{
+    Decision, Holder, Lease, LeaseScope, LeaseState, Pin, Tombstone, Verdict,
+};
+
+mod operation;
+mod order;
 
 /// Fields of a newer minor version, kept as they are.
 pub type Extra = serde_json::Map<String, serde_json::Value>;
@@ -359,50 +366,4 @@ pub struct LogEntry {
     /// See [`Extra`].
     #[serde(flatten)]
     pub extra: Extra,
-}
-
-/// `operations/<operation-id>/<seq>.json`: what ran and which uploads it may have begun.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct OperationRecord {
-    /// The operation.
-    pub operation: Uuid,
-    /// From 1; six digits in the key.
-    pub seq: u64,
-    /// When (UTC).
-    pub at: Timestamp,
-    /// What.
-    #[serde(flatten)]
-    pub event: OperationEvent,
-    /// Random, see [`Repository::nonce`].
-    pub nonce: Uuid,
-}
-
-/// What an operation journals.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case")]
-pub enum OperationEvent {
-    /// It began.
-    Started {
-        /// `backup`, `restore`, ...
-        kind: String,
-        /// The backup concerned.
-        backup_id: Option<BackupId>,
-        /// The node concerned, if it is one agent's part.
-        node_id: Option<Uuid>,
-        /// Head of the log when it began: sequence number and SHA-256 (hex).
-        log_head: Option<(u64, String)>,
-    },
-    /// Multipart uploads of these keys may exist from now on.
-    UploadsIntended {
-        /// Keys relative to the prefix.
-        keys: Vec<String>,
-    },
-    /// It ended; `error` says why if it failed.
-    Ended {
-        /// The error's words.
-        error: Option<String>,
-    },
-    /// An event that only a newer minor version knows.
-    #[serde(other)]
-    Unknown,
 }

@@ -4,10 +4,15 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::backup::BackupArgs;
 use crate::commands::certs::CertsCommand;
+use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
+use crate::commands::delete::DeleteArgs;
 use crate::commands::man::ManArgs;
+use crate::commands::operations::OperationsArgs;
+use crate::commands::prune::PruneArgs;
 use crate::commands::restore::RestoreArgs;
 use crate::commands::show::ShowArgs;
+use crate::commands::verify::VerifyArgs;
 use crate::exit;
 use crate::settings::GlobalArgs;
 
@@ -56,6 +61,30 @@ pub(crate) enum Command {
         gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \\
         --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start"))]
     Restore(RestoreArgs),
+    /// Delete one backup
+    #[command(after_long_help = exit::help("
+        gs_pitr delete --id 20261121T04 --yes"))]
+    Delete(DeleteArgs),
+    /// Remove old backups by a retention, and what dead ones left
+    #[command(after_long_help = exit::help("
+        gs_pitr prune --keep-full 7
+        gs_pitr prune --keep-full 7 --keep-days 30 --yes"))]
+    Prune(PruneArgs),
+    /// Read stored bytes back and find every damage
+    #[command(after_long_help = exit::help("
+        gs_pitr verify --id 20261121T04
+        gs_pitr verify --all --bandwidth 100MiB"))]
+    Verify(VerifyArgs),
+    /// Find out whether backups and restores will work, and what to mend
+    #[command(after_long_help = exit::help("
+        gs_pitr check --nodes db1:18080,db2:18080"))]
+    Check(CheckArgs),
+    /// List what ran, show one operation, or finish one that was left
+    #[command(after_long_help = exit::help("
+        gs_pitr operations
+        gs_pitr operations 019f2b6c
+        gs_pitr operations resume 019f2b6c --yes"))]
+    Operations(OperationsArgs),
     /// Make certificates for the agents and for this program
     #[command(subcommand, after_long_help = exit::help("
         gs_pitr certs init
@@ -79,6 +108,11 @@ impl Command {
             Self::Backup(_) => "backup",
             Self::Show(_) => "show",
             Self::Restore(_) => "restore",
+            Self::Delete(_) => "delete",
+            Self::Prune(_) => "prune",
+            Self::Verify(_) => "verify",
+            Self::Check(_) => "check",
+            Self::Operations(_) => "operations",
             Self::Certs(CertsCommand::Init(_)) => "certs init",
             Self::Certs(CertsCommand::Issue(_)) => "certs issue",
             Self::Completions(_) => "completions",

@@ -85,6 +85,11 @@ fn settings(cli: &Cli) -> Result<Settings> {
     let own = match &cli.command {
         Command::Backup(args) => args.options(),
         Command::Restore(args) => args.options(),
+        Command::Delete(args) => args.options(),
+        Command::Prune(args) => args.options(),
+        Command::Verify(args) => args.options(),
+        Command::Check(args) => args.options(),
+        Command::Operations(args) => args.options(),
         Command::Show(_) | Command::Certs(_) | Command::Completions(_) | Command::Man(_) => {
             Options::default()
         }
@@ -102,6 +107,11 @@ fn run(command: Command, settings: &Settings, printer: &Printer) -> Result<()> {
         Command::Man(args) => commands::man::run(&args, printer),
         Command::Backup(args) => wait(commands::backup::run(&args, settings, printer)),
         Command::Restore(args) => wait(commands::restore::run(&args, settings, printer)),
+        Command::Delete(args) => wait(commands::delete::run(&args, settings, printer)),
+        Command::Prune(args) => wait(commands::prune::run(&args, settings, printer)),
+        Command::Verify(args) => wait(commands::verify::run(&args, settings, printer)),
+        Command::Check(args) => wait(commands::check::run(&args, settings, printer)),
+        Command::Operations(args) => wait(commands::operations::run(&args, settings, printer)),
         Command::Show(args) => wait(commands::show::run(&args, settings, printer)),
     }
 }

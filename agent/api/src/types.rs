@@ -61,6 +61,9 @@ pub struct NodeFacts {
     pub server: Option<ServerFacts>,
     /// Why it does not.
     pub server_error: Option<ApiError>,
+    /// What manages the database beside the agent.
+    #[serde(default)]
+    pub managers: Vec<Manager>,
 }
 
 /// What a running database says of itself.
@@ -86,6 +89,31 @@ pub struct ServerFacts {
     pub size_bytes: u64,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
+    /// Standbys and other receivers of its WAL that are connected.
+    #[serde(default)]
+    pub standbys: Vec<Standby>,
+}
+
+/// A receiver of a database's WAL, as `pg_stat_replication` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// `application_name`
+    pub application: String,
+    /// `client_addr`; `None`: over the socket.
+    pub address: Option<String>,
+    /// `state`
+    pub state: String,
+}
+
+/// Something that starts or moves the database by itself, and would fight a restore over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manager {
+    /// `patroni`, `repmgrd`, `systemd`, ...
+    pub name: String,
+    /// How it was recognised.
+    pub evidence: String,
+    /// What to do about it before a restore over the running database.
+    pub next: String,
 }
 
 /// How to reach the repository.
@@ -164,7 +192,26 @@ pub struct BackupSpec {
     pub fast_checkpoint: bool,
 }
 
-/// Bring one node's copy back into an empty directory and recover it to a point.
+/// What a restore finds at its target, and what becomes of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "place", rename_all = "kebab-case")]
+pub enum Place {
+    /// Nothing, or an empty directory.
+    Fresh,
+    /// The data directory of this database, running or not. It stays as it is until the decision, then it is
+    /// stopped and moved aside whole.
+    Replace {
+        /// Its system identifier: any other database is refused.
+        system_identifier: u64,
+    },
+    /// As `Replace`, but it is stopped and removed first, for want of room. There is no way back.
+    InPlace {
+        /// Its system identifier: any other database is refused.
+        system_identifier: u64,
+    },
+}
+
+/// Bring one node's copy back and recover it to a point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreSpec {
@@ -174,9 +221,16 @@ pub struct RestoreSpec {
     pub node: NodeBackup,
     /// The node's part of the point.
     pub point: NodePoint,
-    /// Data directory to create: absolute, its parent exists, itself absent or empty. Tablespaces go to
-    /// `<target>.tablespaces/<oid>`, configuration from outside the data directory to `<target>.config/`.
+    /// The client's restore, of which this is one node's part: its decision is
+    /// `operations/<restore>/decision.json`.
+    pub restore: Uuid,
+    /// Every node of that restore: all are promoted before any is opened.
+    pub nodes: Vec<Uuid>,
+    /// Data directory to be: absolute, its parent exists. Tablespaces go to `<target>.tablespaces/<oid>`,
+    /// configuration from outside the data directory to `<target>.config/`.
     pub target: String,
+    /// What is at the target.
+    pub place: Place,
     /// Port of the restored database; `None`: the source's.
     pub port: Option<u16>,
     /// Ranges fetched and decompressed at the same time.
@@ -205,8 +259,12 @@ pub enum Phase {
     Recovering,
     /// Restore: `pg_control` proves the point; waits for `promote`.
     Proved,
-    /// Restore: the database is promoted and opened.
+    /// Restore: the database is promoted, still closed, and put in its place.
     Promoting,
+    /// Restore: promoted, in its place, closed; waits for `open`, which comes when all nodes are here.
+    Promoted,
+    /// Restore: the database is started for its clients.
+    Opening,
     /// It has ended well.
     Done,
     /// It has ended with an error.
@@ -230,6 +288,8 @@ impl Phase {
             Self::Recovering => "recovering",
             Self::Proved => "proved",
             Self::Promoting => "promoting",
+            Self::Promoted => "promoted",
+            Self::Opening => "opening",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",

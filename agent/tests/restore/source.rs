@@ -309,7 +309,10 @@ impl Source {
             backup_id: self.backup.clone(),
             node,
             point,
+            restore: uuid::Uuid::now_v7(),
+            nodes: vec![self.node],
             target: target.display().to_string(),
+            place: agent_api::Place::Fresh,
             port: Some(support::os::free_port()),
             jobs: 2,
         }

@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_api::{OperationSpec, Phase, PromoteRequest, RestoreSpec, Restored, StartOperation};
+use agent_api::{
+    OperationSpec, Phase, Place, PromoteRequest, RestoreSpec, Restored, StartOperation,
+};
 use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::journal::{OperationJournal, OperationStart};
@@ -201,7 +203,7 @@ impl Job<'_> {
         steps: &[Step],
     ) -> Result<()> {
         let proved = all_or_cancel(steps, &self.cancel, |step, cancel| async move {
-            self.proved(step, &cancel).await
+            self.proved(step, steps, &cancel).await
         });
         let proved = match proved.await {
             Ok(_) if self.cancel.is_cancelled() => Err(Failure::cancelled()),
@@ -220,7 +222,12 @@ impl Job<'_> {
         self.promoted(catalog, head, steps, proved).await
     }
 
-    async fn proved(&self, step: &Step, cancel: &CancellationToken) -> Result<Operation> {
+    async fn proved(
+        &self,
+        step: &Step,
+        steps: &[Step],
+        cancel: &CancellationToken,
+    ) -> Result<Operation> {
         let lend = !step.host.facts.has_credentials;
         let request = StartOperation {
             operation: Uuid::now_v7(),
@@ -230,7 +237,10 @@ impl Job<'_> {
                 backup_id: step.backup.clone(),
                 node: step.node.clone(),
                 point: step.point.clone(),
+                restore: self.operation,
+                nodes: steps.iter().map(|step| step.node.node_id).collect(),
                 target: step.target.clone(),
+                place: Place::Fresh,
                 port: Some(step.port),
                 jobs: self.settings.jobs(),
             })),
