@@ -25,14 +25,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 pub use self::faults::{Fault, Operation};
+pub use self::holds::{Hold, When};
 pub use self::tls::Certificates;
 
 use self::bucket::Bucket;
 use self::faults::Faults;
+use self::holds::Holds;
 
 mod api;
 mod bucket;
 mod faults;
+mod holds;
 mod tls;
 
 /// How to start the stand-in.
@@ -77,6 +80,7 @@ struct State {
     bucket: Mutex<Bucket>,
     keys: Mutex<(String, String)>,
     faults: Faults,
+    holds: Holds,
     down: AtomicBool,
 }
 
@@ -114,6 +118,7 @@ pub async fn start(options: Options) -> io::Result<S3Server> {
         bucket: Mutex::default(),
         keys: Mutex::new((options.access_key.clone(), options.secret_key.clone())),
         faults: Faults::default(),
+        holds: Holds::default(),
         down: AtomicBool::new(false),
     });
     let certificates = options.tls.then(Certificates::generate);
@@ -195,6 +200,16 @@ impl S3Server {
         self.state.faults.add(operation, skip, times, fault);
     }
 
+    /// Holds every request of `operation` whose key (of a listing: prefix) `matches`.
+    pub fn hold(
+        &self,
+        operation: Operation,
+        when: When,
+        matches: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Hold {
+        self.state.holds.add(operation, when, matches)
+    }
+
     /// Forgets all faults asked for.
     pub fn clear_faults(&self) {
         self.state.faults.clear();
@@ -228,6 +243,14 @@ impl S3Server {
     /// How many uploads have neither been completed nor aborted.
     pub fn uploads_under_way(&self) -> usize {
         self.state.bucket().uploads.len()
+    }
+
+    /// The keys of the uploads that have neither been completed nor aborted.
+    pub fn upload_keys(&self) -> Vec<String> {
+        let bucket = self.state.bucket();
+        let mut keys: Vec<_> = bucket.uploads.values().map(|it| it.key.clone()).collect();
+        keys.sort();
+        keys
     }
 
     /// The stored bytes of an object.

@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::bucket::{Object as Stored, StoredPart, custom, etag};
 use super::faults::{Fault, Operation};
+use super::holds::{Fate, When};
 use super::{Cut, State};
 
 /// Bytes handed to a connection at a time.
@@ -35,15 +36,25 @@ const LARGEST_BODY: i64 = 5 << 30;
 /// The implementation of the operations.
 pub(super) struct Api(pub(super) Arc<State>);
 
-/// What is left of a fault once a request has begun.
+/// What is left of a fault once a request has begun, and what it is about, for holds.
 struct Pass {
+    state: Arc<State>,
+    operation: Operation,
+    key: String,
     fault: Option<Fault>,
     cut: Cut,
 }
 
 impl Pass {
     /// Sends the answer to what has taken effect, unless the fault is that it is lost.
-    fn end<T>(self, output: T) -> S3Result<S3Response<T>> {
+    async fn end<T>(self, output: T) -> S3Result<S3Response<T>> {
+        let held = self
+            .state
+            .holds
+            .meet(self.operation, When::After, &self.key);
+        if held.await == Fate::Cut {
+            self.cut.ask();
+        }
         match self.fault {
             Some(Fault::CutAfter) => self.cut.ask(),
             Some(Fault::FailAfter) => {
@@ -64,6 +75,7 @@ impl Api {
         &self,
         operation: Operation,
         bucket: &str,
+        key: &str,
         request: &S3Request<T>,
     ) -> S3Result<Pass> {
         let signed_for = request.region.as_ref().map_or("", |region| region.as_str());
@@ -84,6 +96,10 @@ impl Api {
             ));
         }
         let cut = request.extensions.get::<Cut>().cloned().unwrap_or_default();
+        if self.0.holds.meet(operation, When::Before, key).await == Fate::Cut {
+            cut.ask();
+            return Err(s3_error!(InternalError, "cut"));
+        }
         let fault = self.0.faults.befall(operation);
         match &fault {
             Some(Fault::Refuse(status, code)) => {
@@ -97,7 +113,13 @@ impl Api {
             Some(Fault::Stall(time)) => tokio::time::sleep(*time).await,
             _ => {}
         }
-        Ok(Pass { fault, cut })
+        Ok(Pass {
+            state: Arc::clone(&self.0),
+            operation,
+            key: key.to_owned(),
+            fault,
+            cut,
+        })
     }
 }
 
@@ -183,7 +205,9 @@ impl S3 for Api {
         let (body, length) = (req.input.body.take(), req.input.content_length);
         let named = req.input.checksum_sha256.as_deref();
         let (body, digest) = receive(body, length, named, &req.headers).await?;
-        let pass = self.begin(Operation::Put, &req.input.bucket, &req).await?;
+        let pass = self
+            .begin(Operation::Put, &req.input.bucket, &req.input.key, &req)
+            .await?;
         let only_new = only_new(req.input.if_none_match.as_ref())?;
         let object = Stored::whole(body, &digest);
         let output = PutObjectOutput {
@@ -192,14 +216,16 @@ impl S3 for Api {
             ..PutObjectOutput::default()
         };
         self.0.bucket().put(&req.input.key, object, only_new)?;
-        pass.end(output)
+        pass.end(output).await
     }
 
     async fn get_object(
         &self,
         req: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
-        let pass = self.begin(Operation::Get, &req.input.bucket, &req).await?;
+        let pass = self
+            .begin(Operation::Get, &req.input.bucket, &req.input.key, &req)
+            .await?;
         let object = self.0.bucket().object(&req.input.key)?.clone();
         let (range, content_range) = match &req.input.range {
             None => (0..object.size, None),
@@ -238,13 +264,16 @@ impl S3 for Api {
             last_modified: Some(object.written.into()),
             ..GetObjectOutput::default()
         })
+        .await
     }
 
     async fn head_object(
         &self,
         req: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
-        let pass = self.begin(Operation::Head, &req.input.bucket, &req).await?;
+        let pass = self
+            .begin(Operation::Head, &req.input.bucket, &req.input.key, &req)
+            .await?;
         let object = self.0.bucket().object(&req.input.key)?.clone();
         let asked = req.input.checksum_mode.is_some();
         pass.end(HeadObjectOutput {
@@ -254,17 +283,20 @@ impl S3 for Api {
             last_modified: Some(object.written.into()),
             ..HeadObjectOutput::default()
         })
+        .await
     }
 
     async fn list_objects_v2(
         &self,
         req: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
-        let pass = self.begin(Operation::List, &req.input.bucket, &req).await?;
+        let prefix = req.input.prefix.clone().unwrap_or_default();
+        let pass = self
+            .begin(Operation::List, &req.input.bucket, &prefix, &req)
+            .await?;
         if req.input.delimiter.is_some() {
             return Err(s3_error!(NotImplemented, "delimiter"));
         }
-        let prefix = req.input.prefix.clone().unwrap_or_default();
         let after = match &req.input.continuation_token {
             Some(token) => hex::decode(token)
                 .ok()
@@ -300,24 +332,27 @@ impl S3 for Api {
             prefix: Some(prefix),
             ..ListObjectsV2Output::default()
         })
+        .await
     }
 
     async fn delete_objects(
         &self,
         req: S3Request<DeleteObjectsInput>,
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
-        let pass = self
-            .begin(Operation::Delete, &req.input.bucket, &req)
-            .await?;
         let objects = &req.input.delete.objects;
+        let keys: Vec<_> = objects.iter().map(|object| object.key.as_str()).collect();
+        let pass = self
+            .begin(Operation::Delete, &req.input.bucket, &keys.join(" "), &req)
+            .await?;
         if objects.len() > 1000 {
             return Err(s3_error!(MalformedXML, "more than 1000 keys"));
         }
-        let mut bucket = self.0.bucket();
-        for object in objects {
-            bucket.objects.remove(&object.key);
+        {
+            let mut bucket = self.0.bucket();
+            for object in objects {
+                bucket.objects.remove(&object.key);
+            }
         }
-        drop(bucket);
         let quiet = req.input.delete.quiet == Some(true);
         let deleted = objects.iter().map(|object| DeletedObject {
             key: Some(object.key.clone()),
@@ -327,6 +362,7 @@ impl S3 for Api {
             deleted: (!quiet).then(|| deleted.collect()),
             ..DeleteObjectsOutput::default()
         })
+        .await
     }
 
     async fn create_multipart_upload(
@@ -335,7 +371,7 @@ impl S3 for Api {
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let input = &req.input;
         let pass = self
-            .begin(Operation::CreateUpload, &input.bucket, &req)
+            .begin(Operation::CreateUpload, &input.bucket, &input.key, &req)
             .await?;
         let algorithm = input
             .checksum_algorithm
@@ -353,6 +389,7 @@ impl S3 for Api {
             checksum_type: Some(ChecksumType::from_static(ChecksumType::COMPOSITE)),
             ..CreateMultipartUploadOutput::default()
         })
+        .await
     }
 
     async fn upload_part(
@@ -364,7 +401,7 @@ impl S3 for Api {
         let (body, digest) = receive(body, length, named, &req.headers).await?;
         let input = &req.input;
         let pass = self
-            .begin(Operation::UploadPart, &input.bucket, &req)
+            .begin(Operation::UploadPart, &input.bucket, &input.key, &req)
             .await?;
         if named.is_none() {
             return Err(s3_error!(
@@ -386,11 +423,12 @@ impl S3 for Api {
             checksum_sha256: Some(BASE64.encode(digest)),
             ..UploadPartOutput::default()
         };
-        let mut bucket = self.0.bucket();
-        let upload = bucket.upload(&input.key, &input.upload_id)?;
-        upload.parts.insert(input.part_number, part);
-        drop(bucket);
-        pass.end(output)
+        {
+            let mut bucket = self.0.bucket();
+            let upload = bucket.upload(&input.key, &input.upload_id)?;
+            upload.parts.insert(input.part_number, part);
+        }
+        pass.end(output).await
     }
 
     async fn complete_multipart_upload(
@@ -398,7 +436,9 @@ impl S3 for Api {
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = &req.input;
-        let pass = self.begin(Operation::Complete, &input.bucket, &req).await?;
+        let pass = self
+            .begin(Operation::Complete, &input.bucket, &input.key, &req)
+            .await?;
         let only_new = only_new(input.if_none_match.as_ref())?;
         let named = input
             .multipart_upload
@@ -416,6 +456,7 @@ impl S3 for Api {
             checksum_sha256: Some(made.checksum),
             ..CompleteMultipartUploadOutput::default()
         })
+        .await
     }
 
     async fn abort_multipart_upload(
@@ -423,12 +464,15 @@ impl S3 for Api {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let input = &req.input;
-        let pass = self.begin(Operation::Abort, &input.bucket, &req).await?;
-        let mut bucket = self.0.bucket();
-        bucket.upload(&input.key, &input.upload_id)?;
-        bucket.uploads.remove(&input.upload_id);
-        drop(bucket);
-        pass.end(AbortMultipartUploadOutput::default())
+        let pass = self
+            .begin(Operation::Abort, &input.bucket, &input.key, &req)
+            .await?;
+        {
+            let mut bucket = self.0.bucket();
+            bucket.upload(&input.key, &input.upload_id)?;
+            bucket.uploads.remove(&input.upload_id);
+        }
+        pass.end(AbortMultipartUploadOutput::default()).await
     }
 
     async fn list_multipart_uploads(
@@ -436,20 +480,20 @@ impl S3 for Api {
         req: S3Request<ListMultipartUploadsInput>,
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
         let input = &req.input;
+        let prefix = input.prefix.clone().unwrap_or_default();
         let pass = self
-            .begin(Operation::ListUploads, &input.bucket, &req)
+            .begin(Operation::ListUploads, &input.bucket, &prefix, &req)
             .await?;
         // As MinIO: a prefix matches only the key that equals it.
-        let prefix = input.prefix.clone().unwrap_or_default();
         let after = (input.key_marker.clone(), input.upload_id_marker.clone());
-        let bucket = self.0.bucket();
-        let mut found: Vec<_> = bucket
+        let mut found: Vec<_> = self
+            .0
+            .bucket()
             .uploads
             .iter()
             .filter(|(_, upload)| prefix.is_empty() || upload.key == prefix)
             .map(|(id, upload)| (upload.key.clone(), id.clone(), upload.started))
             .collect();
-        drop(bucket);
         found.sort();
         if let (Some(key), id) = after {
             let id = id.unwrap_or_default();
@@ -472,6 +516,7 @@ impl S3 for Api {
             next_upload_id_marker: last.map(|entry| entry.1),
             ..ListMultipartUploadsOutput::default()
         })
+        .await
     }
 
     async fn list_parts(
@@ -480,24 +525,26 @@ impl S3 for Api {
     ) -> S3Result<S3Response<ListPartsOutput>> {
         let input = &req.input;
         let pass = self
-            .begin(Operation::ListParts, &input.bucket, &req)
+            .begin(Operation::ListParts, &input.bucket, &input.key, &req)
             .await?;
         let after = input.part_number_marker.unwrap_or(0);
-        let mut bucket = self.0.bucket();
-        let upload = bucket.upload(&input.key, &input.upload_id)?;
-        let mut found: Vec<_> = upload
-            .parts
-            .range(after + 1..)
-            .map(|(number, part)| Part {
-                part_number: Some(*number),
-                size: i64::try_from(part.body.len()).ok(),
-                e_tag: Some(ETag::Strong(part.etag.clone())),
-                checksum_sha256: Some(BASE64.encode(part.digest)),
-                last_modified: Some(part.written.into()),
-                ..Part::default()
-            })
-            .collect();
-        drop(bucket);
+        let mut found = {
+            let mut bucket = self.0.bucket();
+            let upload = bucket.upload(&input.key, &input.upload_id)?;
+            let found: Vec<_> = upload
+                .parts
+                .range(after + 1..)
+                .map(|(number, part)| Part {
+                    part_number: Some(*number),
+                    size: i64::try_from(part.body.len()).ok(),
+                    e_tag: Some(ETag::Strong(part.etag.clone())),
+                    checksum_sha256: Some(BASE64.encode(part.digest)),
+                    last_modified: Some(part.written.into()),
+                    ..Part::default()
+                })
+                .collect();
+            found
+        };
         let more = page(&mut found, input.max_parts, self.0.page_size);
         let last = found.last().and_then(|part| part.part_number);
         pass.end(ListPartsOutput {
@@ -509,5 +556,6 @@ impl S3 for Api {
             parts: Some(found),
             ..ListPartsOutput::default()
         })
+        .await
     }
 }
