@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use agent_api::{ApiError, MarkRequest, MarkResult, Phase, PromoteRequest, Restored};
-use catalog::model::{NodeBackup, NodePoint};
+use agent_api::{ApiError, MarkRequest, MarkResult, OpenRequest, Phase, Restored};
+use catalog::model::{NodeBackup, NodePoint, Verdict};
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
 use pipeline::store::ObjectStore;
@@ -50,14 +50,19 @@ pub struct Reporter {
 }
 
 impl Reporter {
+    /// What is decided about a restore.
+    pub fn decided(&self, verdict: Verdict) {
+        self.log.set_decision(verdict);
+    }
+
     /// A reporter into `log`.
     #[must_use]
     pub fn new(log: Arc<OperationLog>) -> Self {
         Self { log }
     }
 
-    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Marked`], [`Phase::Shipped`] or
-    /// [`Phase::Proved`] says that the engine waits for a command, and starts the clock of the orphan
+    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Marked`], [`Phase::Shipped`],
+    /// [`Phase::Proved`] or [`Phase::Promoted`] says that the engine waits for a command, and starts the clock of the orphan
     /// rule. The phases that end an operation are set by the agent from what the engine returns; an
     /// engine that asks for one is ignored.
     pub fn phase(&self, phase: Phase) {
@@ -96,7 +101,7 @@ impl Reporter {
         self.log.set_backup(backup, point);
     }
 
-    /// The result of a restore; call it before returning.
+    /// The result of a restore; call it before entering [`Phase::Promoted`], and again when it is open.
     pub fn restored(&self, restored: Restored) {
         self.log.set_restored(restored);
     }
@@ -118,7 +123,10 @@ pub enum BackupCommand {
 /// What a restore under way can be told; the rules of [`BackupCommand`].
 #[derive(Debug)]
 pub enum RestoreCommand {
-    /// Proved: promote and, if asked, open. Answered as soon as it is begun; that it is done is said by
-    /// the engine's end.
-    Promote(PromoteRequest, oneshot::Sender<Result<(), ApiError>>),
+    /// Proved: promote and put in place, if that is decided. Answered as soon as it is begun; that it is done is
+    /// said by [`Phase::Promoted`].
+    Promote(oneshot::Sender<Result<(), ApiError>>),
+    /// Promoted: open the database, or leave it shut down. Answered as soon as it is begun; that it is done is said
+    /// by the engine's end.
+    Open(OpenRequest, oneshot::Sender<Result<(), ApiError>>),
 }

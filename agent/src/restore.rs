@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_api::{ApiError, ErrorKind, Phase, PromoteRequest, RestoreSpec, Restored};
+use agent_api::{ApiError, ErrorKind, OpenRequest, Phase, RestoreSpec, Restored};
 use catalog::keys;
 use catalog::repo::Catalog;
 use pipeline::download::Downloader;
@@ -105,11 +105,13 @@ pub async fn run_with(
     let prepared = restore
         .to_promotion(&mut workspace, wal, &mut commands)
         .await;
-    let (end, request, attached) = match prepared {
+    let (end, attached) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return Err(taken_away(error, workspace).await),
     };
-    restore.hand_over(workspace, end, request, &attached).await
+    restore
+        .hand_over(workspace, end, &attached, &mut commands)
+        .await
 }
 
 /// Takes away what was made, and says in the error whether that worked.
@@ -142,7 +144,7 @@ struct Restore {
 }
 
 /// A database that is promoted and shut down, still in its workspace.
-type Prepared = (promote::Promoted, PromoteRequest, attached::Attached);
+type Prepared = (promote::Promoted, attached::Attached);
 
 impl Restore {
     async fn wal(&self) -> Result<BucketWal, ApiError> {
@@ -182,8 +184,7 @@ impl Restore {
             .await;
         // Also after an error: nothing may write into the workspace while it is taken away.
         server.stop().await;
-        let (promoted, request) = ended?;
-        Ok((promoted, request, attached))
+        Ok((ended?, attached))
     }
 
     /// Files from the bucket, while WAL is read for what replay would do on this host.
@@ -292,7 +293,7 @@ impl Restore {
         socket: &Path,
         attached: &attached::Attached,
         commands: &mut mpsc::Receiver<RestoreCommand>,
-    ) -> Result<(promote::Promoted, PromoteRequest), ApiError> {
+    ) -> Result<promote::Promoted, ApiError> {
         let (cx, spec, plan) = (&self.cx, &self.spec, &self.plan);
         let places = &workspace.places;
         let recovery = Recovery {
@@ -323,30 +324,50 @@ impl Restore {
             .map_err(|error| ApiError::new(ErrorKind::Recovery, error))?;
         let end = prove::prove(&control, spec, plan.end)?;
         cx.report.phase(Phase::Proved);
-        let request = self.order(commands).await?;
+        self.order(commands).await?;
         cx.report.phase(Phase::Promoting);
         target.action = Action::Promote;
         recovery.promote(&target).await?;
         let promoted = promote::settle(&places.data, spec, end)?;
         prepare::drop_replaced(places, spec).map_err(|error| local(&places.tablespaces, &error))?;
-        Ok((promoted, request))
+        Ok(promoted)
     }
 
-    async fn order(
+    async fn order(&self, commands: &mut mpsc::Receiver<RestoreCommand>) -> Result<(), ApiError> {
+        loop {
+            let command = tokio::select! {
+                () = self.cx.cancel.cancelled() => None,
+                command = commands.recv() => command,
+            };
+            match command {
+                Some(RestoreCommand::Promote(reply)) => {
+                    // Whoever asked may be gone; the order stands.
+                    let _ = reply.send(Ok(()));
+                    return Ok(());
+                }
+                Some(RestoreCommand::Open(_, reply)) => drop(reply),
+                None => return Err(cancelled()),
+            }
+        }
+    }
+
+    async fn open_order(
         &self,
         commands: &mut mpsc::Receiver<RestoreCommand>,
-    ) -> Result<PromoteRequest, ApiError> {
-        let command = tokio::select! {
-            () = self.cx.cancel.cancelled() => None,
-            command = commands.recv() => command,
-        };
-        match command {
-            Some(RestoreCommand::Promote(request, reply)) => {
-                // Whoever asked may be gone; the order stands.
-                let _ = reply.send(Ok(()));
-                Ok(request)
+    ) -> Result<OpenRequest, ApiError> {
+        loop {
+            let command = tokio::select! {
+                () = self.cx.cancel.cancelled() => None,
+                command = commands.recv() => command,
+            };
+            match command {
+                Some(RestoreCommand::Open(request, reply)) => {
+                    let _ = reply.send(Ok(()));
+                    return Ok(request);
+                }
+                Some(RestoreCommand::Promote(reply)) => drop(reply.send(Ok(()))),
+                None => return Err(cancelled().changed()),
             }
-            None => Err(cancelled()),
         }
     }
 
@@ -355,8 +376,8 @@ impl Restore {
         &self,
         mut workspace: Workspace,
         promoted: promote::Promoted,
-        request: PromoteRequest,
         attached: &attached::Attached,
+        commands: &mut mpsc::Receiver<RestoreCommand>,
     ) -> Result<(), ApiError> {
         let (cx, spec, plan) = (&self.cx, &self.spec, &self.plan);
         let places = workspace.places.clone();
@@ -409,7 +430,10 @@ impl Restore {
             start_command: start_command.clone(),
         };
         cx.report.restored(restored.clone());
-        if request.open {
+        cx.report.phase(Phase::Promoted);
+        let request = self.open_order(commands).await?;
+        cx.report.phase(Phase::Opening);
+        if request.start {
             let command = start_command.join(" ");
             promote::open(&start_command, &standalone)
                 .await

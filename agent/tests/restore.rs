@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, Phase, PromoteRequest, RestoreSpec, Restored};
+use agent_api::{ApiError, ErrorKind, OpenRequest, Phase, RestoreSpec, Restored};
 use catalog::model::AttachmentRole;
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -129,12 +129,13 @@ impl Run {
 
     /// Waits until `phase` is reached or passed; panics with the error if the restore ends before.
     async fn reach(&mut self, phase: Phase) {
-        const WAY: [Phase; 5] = [
+        const WAY: [Phase; 6] = [
             Phase::Preparing,
             Phase::Fetching,
             Phase::Recovering,
             Phase::Proved,
             Phase::Promoting,
+            Phase::Promoted,
         ];
         let place = |phase| WAY.iter().position(|it| *it == phase);
         while place(self.log.status().phase) < place(phase) {
@@ -148,7 +149,12 @@ impl Run {
 
     async fn promote(&mut self, open: bool) -> Restored {
         let (reply, answer) = oneshot::channel();
-        let order = RestoreCommand::Promote(PromoteRequest { open }, reply);
+        let order = RestoreCommand::Promote(reply);
+        self.commands.send(order).await.unwrap();
+        answer.await.unwrap().unwrap();
+        self.reach(Phase::Promoted).await;
+        let (reply, answer) = oneshot::channel();
+        let order = RestoreCommand::Open(OpenRequest { start: open }, reply);
         self.commands.send(order).await.unwrap();
         answer.await.unwrap().unwrap();
         (&mut self.task).await.unwrap().unwrap();
@@ -532,7 +538,7 @@ fn a_store_that_fails_during_recovery_opens_nothing() {
             let epoch = catalog::keys::epoch(spec.node.node_id, &spec.node.epoch);
             source.store.tamper(&epoch, None);
             let (reply, answer) = oneshot::channel();
-            let order = RestoreCommand::Promote(PromoteRequest { open: true }, reply);
+            let order = RestoreCommand::Promote(reply);
             run.commands.send(order).await.unwrap();
             answer.await.unwrap().unwrap();
             let error = run.fails().await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_api::client::{AgentClient, ClientTls, EventStream, Transport};
 use agent_api::{
-    ApiError, ErrorKind, MarkRequest, MarkResult, NodeFacts, OperationStatus, Phase,
-    PromoteRequest, StartOperation,
+    ApiError, ErrorKind, MarkRequest, MarkResult, NodeFacts, OpenRequest, OperationStatus, Phase,
+    StartOperation,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
@@ -207,16 +207,24 @@ impl Agent {
             .await
     }
 
-    /// Promotes a restore that is proved.
-    pub(crate) async fn promote(
-        &self,
-        operation: Uuid,
-        request: &PromoteRequest,
-        cancel: &CancellationToken,
-    ) -> Result<()> {
-        let call = || self.client.promote(operation, request);
+    /// Has a restore that is proved promoted and put in its place.
+    pub(crate) async fn promote(&self, operation: Uuid, cancel: &CancellationToken) -> Result<()> {
+        let call = || self.client.promote(operation);
         let sent = self.patiently(self.patience, cancel, call).await;
         self.unless_heard(sent, operation, Phase::Proved, cancel)
+            .await
+    }
+
+    /// Opens a restored database that is promoted.
+    pub(crate) async fn open(
+        &self,
+        operation: Uuid,
+        request: &OpenRequest,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let call = || self.client.open(operation, request);
+        let sent = self.patiently(self.patience, cancel, call).await;
+        self.unless_heard(sent, operation, Phase::Promoted, cancel)
             .await
     }
 

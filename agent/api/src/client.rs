@@ -13,8 +13,8 @@ use uuid::Uuid;
 pub use crate::client::events::EventStream;
 use crate::error::{ApiError, ErrorKind};
 use crate::types::{
-    API_VERSION, Bandwidth, Health, MarkRequest, MarkResult, NodeFacts, OperationStatus,
-    PromoteRequest, StartOperation,
+    API_VERSION, Bandwidth, DiscardRequest, Discarded, Health, MarkRequest, MarkResult, NodeFacts,
+    OpenRequest, OperationStatus, RestoresHere, StartOperation, TargetFacts, TargetRequest,
 };
 
 mod events;
@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(15);
 const ASK: Duration = Duration::from_secs(30);
 /// Longest wait for an answer that comes when something is done; above the agent's own two minutes.
 const COMMAND: Duration = Duration::from_secs(150);
+/// Longest wait for the removal of an old cluster.
+const DISCARD: Duration = Duration::from_mins(10);
 /// Most bytes of an answer: a node's part of a manifest can be large.
 const ANSWER_LIMIT: usize = 64 << 20;
 
@@ -217,16 +219,52 @@ impl AgentClient {
         self.order(operation, "release", &()).await
     }
 
-    /// Promotes a restore that is proved.
+    /// Has a restore that is proved promoted and put in its place, if `commit` is decided.
     ///
     /// # Errors
     /// As [`Self::health`].
-    pub async fn promote(
+    pub async fn promote(&self, operation: Uuid) -> Result<OperationStatus, ApiError> {
+        self.order(operation, "promote", &()).await
+    }
+
+    /// Ends a restore that is promoted: opens its database.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn open(
         &self,
         operation: Uuid,
-        request: &PromoteRequest,
+        request: &OpenRequest,
     ) -> Result<OperationStatus, ApiError> {
-        self.order(operation, "promote", request).await
+        self.order(operation, "open", request).await
+    }
+
+    /// What is at a place that somebody may want to restore to.
+    ///
+    /// # Errors
+    /// As [`Self::health`]; [`ErrorKind::Target`] if the agent may not restore there.
+    pub async fn target(&self, target: &str) -> Result<TargetFacts, ApiError> {
+        let request = TargetRequest {
+            target: target.to_owned(),
+        };
+        self.send("/target", &request, ASK).await
+    }
+
+    /// What restores have left on the host.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn restores(&self) -> Result<RestoresHere, ApiError> {
+        self.ask(Method::GET, "/restores", ASK).await
+    }
+
+    /// Removes what was at the target before a restore. Asked again, it removes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn discard(&self, restore: Uuid) -> Result<Discarded, ApiError> {
+        self.send("/discard", &DiscardRequest { restore }, DISCARD)
+            .await
     }
 
     /// Changes the bandwidth limit.

@@ -11,9 +11,13 @@
 //! | `POST /v1/operations/{id}/mark` | [`MarkRequest`] -> [`MarkResult`] (backup that is `copied`) |
 //! | `POST /v1/operations/{id}/ship` | -> [`OperationStatus`] (backup that is marked: WAL up to the point) |
 //! | `POST /v1/operations/{id}/release` | -> [`OperationStatus`] (backup that is shipped: WAL hold released) |
-//! | `POST /v1/operations/{id}/promote` | [`PromoteRequest`] -> [`OperationStatus`] (restore that is proved) |
+//! | `POST /v1/operations/{id}/promote` | -> [`OperationStatus`] (restore that is proved and decided) |
+//! | `POST /v1/operations/{id}/open` | [`OpenRequest`] -> [`OperationStatus`] (restore that is promoted) |
 //! | `POST /v1/operations/{id}/bandwidth` | [`Bandwidth`] -> [`OperationStatus`] |
 //! | `POST /v1/operations/{id}/cancel` | -> [`OperationStatus`] |
+//! | `POST /v1/target` | [`TargetRequest`] -> [`TargetFacts`] |
+//! | `GET /v1/restores` | -> [`RestoresHere`] |
+//! | `POST /v1/discard` | [`DiscardRequest`] -> [`Discarded`] |
 //!
 //! An answer other than 2xx carries an [`ApiError`].
 

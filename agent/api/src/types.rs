@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use catalog::ids::{BackupId, EpochId};
-use catalog::model::{NodeBackup, NodePoint, Tablespace};
+use catalog::model::{NodeBackup, NodePoint, Tablespace, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -235,6 +235,18 @@ pub struct RestoreSpec {
     pub port: Option<u16>,
     /// Ranges fetched and decompressed at the same time.
     pub jobs: u32,
+    /// Whether an agent that goes forward without its client starts the database in the end. The client's own word
+    /// on it comes with `open`.
+    #[serde(default = "yes")]
+    pub start: bool,
+    /// Whether the database at the target may be stopped before the decision where replay would write into one of its
+    /// tablespaces. If not, such a restore is refused.
+    #[serde(default)]
+    pub stop_early: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where an operation stands.
@@ -347,8 +359,11 @@ pub struct OperationStatus {
     pub backup: Option<Box<NodeBackup>>,
     /// Backup, from `shipped` on: the node's part of the point.
     pub point: Option<NodePoint>,
-    /// Restore, when done.
+    /// Restore, from `promoted` on.
     pub restored: Option<Restored>,
+    /// Restore: what the agent knows to be decided.
+    #[serde(default)]
+    pub decision: Option<Verdict>,
 }
 
 /// `POST .../mark`.
@@ -372,12 +387,12 @@ pub struct MarkResult {
     pub made: Timestamp,
 }
 
-/// `POST .../promote`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `POST .../open`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PromoteRequest {
-    /// Whether the promoted database is left running and open to its clients.
-    pub open: bool,
+pub struct OpenRequest {
+    /// Whether the database is started for its clients, or left shut down in its place.
+    pub start: bool,
 }
 
 /// A node that was brought back.
@@ -444,4 +459,113 @@ pub enum EventKind {
         /// Why.
         error: ApiError,
     },
+}
+
+/// `POST /v1/target`: what is at a place that somebody may want to restore to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRequest {
+    /// The data directory to be, absolute.
+    pub target: String,
+}
+
+/// What is at a target. Nothing is changed to find out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetFacts {
+    /// The target, its parent's links followed.
+    pub target: String,
+    /// Nothing is there, or an empty directory (a file system's `lost+found` does not count).
+    pub empty: bool,
+    /// It is a mount point: workspace and old files live inside it.
+    pub mount_point: bool,
+    /// Bytes free for the agent's user where the copy would be made.
+    pub free_bytes: u64,
+    /// The database that is there.
+    pub cluster: Option<ClusterFacts>,
+}
+
+/// A database, as its files say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    /// System identifier.
+    pub system_identifier: u64,
+    /// Major version.
+    pub major: u32,
+    /// Whether it runs.
+    pub running: bool,
+    /// Port it listens on, if it runs.
+    pub port: Option<u16>,
+    /// Places of its tablespaces outside the data directory.
+    pub tablespaces: Vec<String>,
+}
+
+/// How far a restore had come that no agent works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestoreState {
+    /// Its copy is not whole.
+    Making,
+    /// Its copy is proved to be at the point.
+    Proved,
+    /// Its copy is promoted, beside the target.
+    Promoted,
+    /// It is being put in the place of what was at the target.
+    Switching,
+    /// It stands at the target, closed.
+    InPlace,
+}
+
+/// `GET /v1/restores`: what restores have left on the host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RestoresHere {
+    /// Restores that have not come to their end. One goes on if its `StartOperation` is sent again: same operation,
+    /// same spec.
+    pub unfinished: Vec<UnfinishedRestore>,
+    /// What was at targets before.
+    pub old: Vec<OldCluster>,
+}
+
+/// A restore that has not come to its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnfinishedRestore {
+    /// The agent's operation.
+    pub operation: Uuid,
+    /// Whether an operation of this agent works on it now.
+    pub running: bool,
+    /// How far it is.
+    pub state: RestoreState,
+    /// What the agent knows to be decided.
+    pub decision: Option<Verdict>,
+    /// Whether a database was stopped for it, and is down.
+    pub stopped_live: bool,
+    /// What it is.
+    pub spec: Box<RestoreSpec>,
+}
+
+/// What was at a target before a restore was put there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldCluster {
+    /// The restore that moved it aside.
+    pub restore: Uuid,
+    /// The target.
+    pub target: String,
+    /// Where it is now.
+    pub directories: Vec<String>,
+    /// When it was moved aside (UTC).
+    pub since: Timestamp,
+}
+
+/// `POST /v1/discard`: remove what was at the target before a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiscardRequest {
+    /// The client's restore ([`RestoreSpec::restore`]).
+    pub restore: Uuid,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discarded {
+    /// Directories that are gone.
+    pub removed: Vec<String>,
 }

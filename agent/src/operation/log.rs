@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_api::{ApiError, Event, EventKind, OperationStatus, Phase, Progress, Restored};
-use catalog::model::{NodeBackup, NodePoint};
+use catalog::model::{NodeBackup, NodePoint, Verdict};
 use jiff::Timestamp;
 use pipeline::meter::Meter;
 use tokio::sync::watch;
@@ -53,6 +53,7 @@ struct State {
     backup: Option<Box<NodeBackup>>,
     point: Option<NodePoint>,
     restored: Option<Restored>,
+    decision: Option<Verdict>,
     events: VecDeque<Event>,
     last_progress: Progress,
     next_seq: u64,
@@ -83,7 +84,7 @@ impl State {
 fn is_waiting(phase: Phase) -> bool {
     matches!(
         phase,
-        Phase::Copied | Phase::Marked | Phase::Shipped | Phase::Proved
+        Phase::Copied | Phase::Marked | Phase::Shipped | Phase::Proved | Phase::Promoted
     )
 }
 
@@ -103,6 +104,7 @@ impl OperationLog {
             backup: None,
             point: None,
             restored: None,
+            decision: None,
             events: VecDeque::new(),
             last_progress: Progress::default(),
             next_seq: 1,
@@ -188,6 +190,11 @@ impl OperationLog {
 
     pub(super) fn set_restored(&self, restored: Restored) {
         self.state().restored = Some(restored);
+    }
+
+    pub(super) fn set_decision(&self, verdict: Verdict) {
+        tracing::info!(operation = %self.operation, ?verdict, "decided");
+        self.state().decision = Some(verdict);
     }
 
     /// The operation has ended, well or with `error`; the first call counts.
@@ -285,6 +292,7 @@ impl OperationLog {
             backup: state.backup.clone(),
             point: state.point.clone(),
             restored: state.restored.clone(),
+            decision: state.decision,
         }
     }
 

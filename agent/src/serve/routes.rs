@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agent_api::identity::OPERATOR_URI;
 use agent_api::{
     API_VERSION, ApiError, Bandwidth, ErrorKind, Health, MarkRequest, MarkResult, NodeFacts,
-    OperationStatus, PromoteRequest, StartOperation,
+    OpenRequest, OperationStatus, StartOperation,
 };
 use axum::extract::{Request, State};
 use axum::http::{Uri, header};
@@ -48,6 +48,7 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
         .route("/v1/operations/{id}/ship", post(ship))
         .route("/v1/operations/{id}/release", post(release))
         .route("/v1/operations/{id}/promote", post(promote))
+        .route("/v1/operations/{id}/open", post(open))
         .route("/v1/operations/{id}/bandwidth", post(bandwidth))
         .route("/v1/operations/{id}/cancel", post(cancel))
         .fallback(unknown)
@@ -182,10 +183,20 @@ async fn release(
 async fn promote(
     State(app): State<App>,
     Id(id): Id,
-    Body(request): Body<PromoteRequest>,
+    Body(()): Body<()>,
 ) -> Answer<OperationStatus> {
     let operation = app.operations.get(id)?;
-    operation.promote(request).await?;
+    operation.promote().await?;
+    Ok(Json(operation.status()))
+}
+
+async fn open(
+    State(app): State<App>,
+    Id(id): Id,
+    Body(request): Body<OpenRequest>,
+) -> Answer<OperationStatus> {
+    let operation = app.operations.get(id)?;
+    operation.open(request).await?;
     Ok(Json(operation.status()))
 }
 

@@ -315,6 +315,8 @@ impl Source {
             place: agent_api::Place::Fresh,
             port: Some(support::os::free_port()),
             jobs: 2,
+            start: true,
+            stop_early: false,
         }
     }
 

@@ -7,9 +7,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_api::{
-    OperationSpec, Phase, Place, PromoteRequest, RestoreSpec, Restored, StartOperation,
-};
+use agent_api::{OpenRequest, OperationSpec, Phase, Place, RestoreSpec, Restored, StartOperation};
 use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::journal::{OperationJournal, OperationStart};
@@ -243,6 +241,8 @@ impl Job<'_> {
                 place: Place::Fresh,
                 port: Some(step.port),
                 jobs: self.settings.jobs(),
+                start: !self.args.no_start,
+                stop_early: false,
             })),
         };
         let (agent, node) = (&step.host.agent, step.node.node_id);
@@ -252,21 +252,32 @@ impl Job<'_> {
         Ok(operation)
     }
 
-    /// Opens all nodes. From here on every node goes forward: one that fails takes none back.
+    /// Promotes all nodes, and opens them when all are promoted. From here on every node goes forward: one that
+    /// fails takes none back.
     async fn promoted(
         &self,
         catalog: &Catalog,
         head: &Head,
         steps: &[Step],
-        proved: Vec<Operation>,
+        mut operations: Vec<Operation>,
     ) -> Result<()> {
         let never = CancellationToken::new();
-        let request = PromoteRequest {
-            open: !self.args.no_start,
-        };
-        let runs = proved.into_iter().zip(steps).map(|(operation, step)| {
-            let (request, never) = (&request, &never);
-            async move { self.promote(catalog, operation, step, request, never).await }
+        let promoted = join_all(operations.iter_mut().map(|operation| async {
+            let (agent, id) = (Arc::clone(operation.agent()), operation.id());
+            agent.promote(id, &never).await?;
+            operation.reach(Phase::Promoted, &never).await
+        }));
+        let failures = promoted.await.into_iter().zip(steps);
+        let failures = failures.filter_map(|(outcome, step)| {
+            let failure = outcome.err()?;
+            Some(failure.on(step.host.agent.name()))
+        });
+        if let Some(failure) = self.first(failures.collect(), &[]) {
+            return Err(failure);
+        }
+        let runs = operations.into_iter().zip(steps).map(|(operation, step)| {
+            let never = &never;
+            async move { self.open(catalog, operation, step, never).await }
         });
         let (mut done, mut failures) = (Vec::new(), Vec::new());
         for (outcome, step) in join_all(runs).await.into_iter().zip(steps) {
@@ -275,17 +286,23 @@ impl Job<'_> {
                 Err(failure) => failures.push(failure.on(step.host.agent.name())),
             }
         }
-        let Some(mut failure) = failures.pop() else {
-            report(head, &done, self.printer);
-            return Ok(());
-        };
+        if let Some(failure) = self.first(failures, &done) {
+            return Err(failure);
+        }
+        report(head, &done, self.printer);
+        Ok(())
+    }
+
+    /// The failure to return, with what was done all the same; the others become warnings.
+    fn first(&self, mut failures: Vec<Failure>, done: &[(&Step, Restored)]) -> Option<Failure> {
+        let mut failure = failures.pop()?;
         let nodes: Vec<_> = done
             .iter()
             .map(|(step, _)| step.node.node_id.to_string())
             .collect();
         if !nodes.is_empty() {
             let message = format!(
-                "{}; these nodes are promoted: {}",
+                "{}; these nodes are open: {}",
                 failure.message,
                 nodes.join(", ")
             );
@@ -294,22 +311,24 @@ impl Job<'_> {
         for other in failures {
             self.printer.warning(other.node.as_deref(), &other.message);
         }
-        Err(failure.changed_if(true).next(
+        Some(failure.changed_if(true).next(
             "look at that node's agent and log; its directory holds the proved copy and is not removed",
         ))
     }
 
-    async fn promote(
+    async fn open(
         &self,
         catalog: &Catalog,
         mut operation: Operation,
         step: &Step,
-        request: &PromoteRequest,
         never: &CancellationToken,
     ) -> Result<Restored> {
+        let request = OpenRequest {
+            start: !self.args.no_start,
+        };
         operation
             .agent()
-            .promote(operation.id(), request, never)
+            .open(operation.id(), &request, never)
             .await?;
         let status = operation.reach(Phase::Done, never).await?;
         let restored = status.restored.ok_or_else(|| {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, MarkRequest, MarkResult, Phase, PromoteRequest};
+use agent_api::{ApiError, ErrorKind, MarkRequest, MarkResult, OpenRequest, Phase};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::operation::table::{Operation, Orders, validate};
@@ -86,26 +86,55 @@ impl Operation {
         .await
     }
 
-    /// Promotes the restored database; begun when this returns.
+    /// Has the restored database promoted and put in its place; begun when this returns.
     ///
     /// # Errors
     /// As [`Self::mark`].
-    pub async fn promote(self: &Arc<Self>, request: PromoteRequest) -> Result<(), ApiError> {
-        let Orders::Restore(sender) = &self.orders else {
-            return Err(wrong_kind("promote", "restore"));
-        };
-        let sender = sender.clone();
+    pub async fn promote(self: &Arc<Self>) -> Result<(), ApiError> {
+        const AFTER: [Phase; 4] = [
+            Phase::Promoting,
+            Phase::Promoted,
+            Phase::Opening,
+            Phase::Done,
+        ];
+        let sender = self.restore_orders("promote")?;
         let operation = Arc::clone(self);
         detached(async move {
             let _turn = operation.turn.lock().await;
-            if operation.is_in(&[Phase::Promoting, Phase::Done]) {
+            if operation.is_in(&AFTER) {
                 return Ok(());
             }
             operation.expect_phase("promote", &[Phase::Proved])?;
-            let command = |answer| RestoreCommand::Promote(request, answer);
+            let command = RestoreCommand::Promote;
             operation.order("promote", &sender, command).await
         })
         .await
+    }
+
+    /// Opens the promoted database, or ends with it shut down; begun when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::mark`].
+    pub async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<(), ApiError> {
+        let sender = self.restore_orders("open")?;
+        let operation = Arc::clone(self);
+        detached(async move {
+            let _turn = operation.turn.lock().await;
+            if operation.is_in(&[Phase::Opening, Phase::Done]) {
+                return Ok(());
+            }
+            operation.expect_phase("open", &[Phase::Promoted])?;
+            let command = |answer| RestoreCommand::Open(request, answer);
+            operation.order("open", &sender, command).await
+        })
+        .await
+    }
+
+    fn restore_orders(&self, name: &str) -> Result<mpsc::Sender<RestoreCommand>, ApiError> {
+        match &self.orders {
+            Orders::Restore(sender) => Ok(sender.clone()),
+            Orders::Backup(_) => Err(wrong_kind(name, "restore")),
+        }
     }
 
     fn backup_orders(&self, name: &str) -> Result<mpsc::Sender<BackupCommand>, ApiError> {
