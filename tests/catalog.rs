@@ -11,6 +11,8 @@ mod by_hand;
 mod faults;
 #[path = "catalog/local.rs"]
 mod local;
+#[path = "catalog/operations.rs"]
+mod operations;
 #[path = "catalog/samples.rs"]
 mod samples;
 #[path = "catalog/wal.rs"]

@@ -91,6 +91,25 @@ impl OperationJournal {
         Ok(journal)
     }
 
+    /// The journal of an operation that another process has begun.
+    #[must_use]
+    pub fn join(store: Arc<dyn ObjectStore>, operation: Uuid) -> Self {
+        Self {
+            store,
+            operation,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Writes one record.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`]; if its outcome is unknown, the record may stand.
+    pub async fn record(&self, event: OperationEvent) -> Result<(), CatalogError> {
+        let mut state = self.state.lock().await;
+        self.write(&mut state, event).await
+    }
+
     /// Makes it durable that uploads of `keys` may be begun.
     ///
     /// # Errors
@@ -114,9 +133,7 @@ impl OperationJournal {
     /// [`CatalogError::Store`]. The operation then counts as killed, which a sweeper can live with.
     pub async fn ended(&self, error: Option<&str>) -> Result<(), CatalogError> {
         let error = error.map(str::to_owned);
-        let mut state = self.state.lock().await;
-        self.write(&mut state, OperationEvent::Ended { error })
-            .await
+        self.record(OperationEvent::Ended { error }).await
     }
 
     async fn write(&self, state: &mut State, event: OperationEvent) -> Result<(), CatalogError> {

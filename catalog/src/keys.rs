@@ -9,20 +9,14 @@ use crate::wal::WalName;
 
 /// Every top-level name that a repository uses below its prefix.
 pub const ROOTS: [&str; 8] = [
-    REPOSITORY,
-    LOG,
-    "lease/",
-    NODES,
-    BACKUPS,
-    "wal/",
-    POINTS,
-    "operations/",
+    REPOSITORY, LOG, "lease/", NODES, BACKUPS, "wal/", POINTS, OPERATIONS,
 ];
 pub(crate) const REPOSITORY: &str = "repository.json";
 pub(crate) const LOG: &str = "log/";
 pub(crate) const NODES: &str = "nodes/";
 pub(crate) const BACKUPS: &str = "backups/";
 pub(crate) const POINTS: &str = "points/";
+pub(crate) const OPERATIONS: &str = "operations/";
 
 #[expect(
     clippy::expect_used,

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{BackupId, EpochId, PointId};
-pub use crate::model::operation::{OperationEvent, OperationRecord, PromotedNode};
+pub use crate::model::operation::{
+    OperationEvent, OperationRecord, Place, PlannedNode, PromotedNode, RestorePlan,
+};
 pub use crate::model::order::{
     Decision, Holder, Lease, LeaseScope, LeaseState, Pin, Tombstone, Verdict,
 };
@@ -95,6 +97,9 @@ pub struct Epoch {
     pub port: u16,
     /// When it was opened (UTC).
     pub opened: Timestamp,
+    /// The operation that opened it; `None`: a program that did not note it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<Uuid>,
     /// Random, see [`Repository::nonce`].
     pub nonce: Uuid,
     /// See [`Extra`].

@@ -7,6 +7,7 @@
 mod backups;
 mod log;
 mod nodes;
+mod operations;
 mod points;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 pub use backups::{BackupState, Committed, ListedBackup, Restorable};
 pub use log::LogHead;
 pub use nodes::{KnownNode, NewEpoch, NewNode, NodeIdentity, NodeMatch};
+pub use operations::JournalledOperation;
 pub use points::{ListedPoint, PointState};
 
 use crate::envelope::{self, OBJECT_LIMIT, Sealed};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use catalog::ids::{BackupId, EpochId};
+pub use catalog::model::Place;
 use catalog::model::{NodeBackup, NodePoint, Tablespace, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -190,25 +191,6 @@ pub struct BackupSpec {
     pub label: Option<String>,
     /// Whether the checkpoint at the start hurries.
     pub fast_checkpoint: bool,
-}
-
-/// What a restore finds at its target, and what becomes of that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "place", rename_all = "kebab-case")]
-pub enum Place {
-    /// Nothing, or an empty directory.
-    Fresh,
-    /// The data directory of this database, running or not. It stays as it is until the decision, then it is
-    /// stopped and moved aside whole.
-    Replace {
-        /// Its system identifier: any other database is refused.
-        system_identifier: u64,
-    },
-    /// As `Replace`, but it is stopped and removed first, for want of room. There is no way back.
-    InPlace {
-        /// Its system identifier: any other database is refused.
-        system_identifier: u64,
-    },
 }
 
 /// Bring one node's copy back and recover it to a point.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::BackupId;
+use crate::ids::{BackupId, PointId};
 
 /// `operations/<operation-id>/<seq>.json`: what ran and which uploads it may have begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub enum OperationEvent {
         /// Keys relative to the prefix.
         keys: Vec<String>,
     },
+    /// What a restore will do, written before any agent begins: whoever resumes it needs nothing else.
+    RestorePlanned(RestorePlan),
     /// A node of a restore is promoted and stands in its place; it is opened when all are.
     NodePromoted(PromotedNode),
     /// It ended; `error` says why if it failed.
@@ -70,5 +72,64 @@ pub struct PromotedNode {
     /// Host name.
     pub host: String,
     /// Database port.
+    pub port: u16,
+}
+
+/// What a restore finds at its target, and what becomes of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "place", rename_all = "kebab-case")]
+pub enum Place {
+    /// Nothing, or an empty directory.
+    Fresh,
+    /// The data directory of this database, running or not. It stays as it is until the decision, then it is
+    /// stopped and moved aside whole.
+    Replace {
+        /// Its system identifier: any other database is refused.
+        #[serde(with = "crate::decimal")]
+        system_identifier: u64,
+    },
+    /// As `Replace`, but it is stopped and removed first, for want of room. There is no way back.
+    InPlace {
+        /// Its system identifier: any other database is refused.
+        #[serde(with = "crate::decimal")]
+        system_identifier: u64,
+    },
+}
+
+/// The plan of a restore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The backup that is restored.
+    pub backup_id: BackupId,
+    /// The point that its nodes are recovered to.
+    pub point_id: PointId,
+    /// Whether the databases are started in the end.
+    pub start: bool,
+    /// Whether what was at the targets is removed when all nodes are open.
+    pub discard_old: bool,
+    /// Whether the restored databases are new nodes, and no continuation of those of the backup.
+    pub clone: bool,
+    /// Every node of the restore.
+    pub nodes: Vec<PlannedNode>,
+}
+
+/// One node of a restore's plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedNode {
+    /// The node of the backup.
+    pub node_id: Uuid,
+    /// The node that it becomes: the same, or of a clone a new one, registered when it is promoted.
+    pub becomes: Uuid,
+    /// Address of its agent, `HOST:PORT`.
+    pub agent: String,
+    /// `/etc/machine-id` of the agent's host.
+    pub machine_id: String,
+    /// The agent's own operation.
+    pub operation: Uuid,
+    /// Absolute path of the data directory to be.
+    pub target: String,
+    /// What is at the target.
+    pub place: Place,
+    /// Port of the restored database.
     pub port: u16,
 }

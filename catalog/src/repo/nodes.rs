@@ -94,8 +94,40 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Store`].
     pub async fn register_node(&self, new: NewNode, operation: Uuid) -> Result<Node, CatalogError> {
+        self.register(Uuid::new_v4(), new, operation).await
+    }
+
+    /// Registers a data node under an id that was chosen before. Registered again, it is found as it is.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if another database has this id; [`CatalogError::Damaged`];
+    /// [`CatalogError::Store`].
+    pub async fn register_node_as(
+        &self,
+        id: Uuid,
+        new: NewNode,
+        operation: Uuid,
+    ) -> Result<Node, CatalogError> {
+        let system_identifier = new.system_identifier;
+        match self.node(id).await {
+            Ok(node) if node.system_identifier == system_identifier => Ok(node),
+            Ok(_) => Err(CatalogError::conflict(
+                &keys::node(id),
+                "another database has this id",
+            )),
+            Err(error) if error.is_absent() => self.register(id, new, operation).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn register(
+        &self,
+        node_id: Uuid,
+        new: NewNode,
+        operation: Uuid,
+    ) -> Result<Node, CatalogError> {
         let node = Node {
-            node_id: Uuid::new_v4(),
+            node_id,
             system_identifier: new.system_identifier,
             host: new.host,
             port: new.port,
@@ -191,6 +223,7 @@ impl Catalog {
             host: new.host,
             port: new.port,
             opened: after.map_or_else(Timestamp::now, |after| after.max(Timestamp::now())),
+            operation: Some(operation),
             nonce: Uuid::new_v4(),
             extra: serde_json::Map::new(),
         };
@@ -239,6 +272,19 @@ impl Catalog {
     /// As [`Catalog::epochs`].
     pub async fn open_epoch(&self, node: Uuid) -> Result<Option<Epoch>, CatalogError> {
         Ok(self.epochs(node).await?.pop())
+    }
+
+    /// The epoch that an operation has opened for a node, if it has.
+    ///
+    /// # Errors
+    /// As [`Catalog::epochs`].
+    pub async fn epoch_of(
+        &self,
+        node: Uuid,
+        operation: Uuid,
+    ) -> Result<Option<Epoch>, CatalogError> {
+        let mut epochs = self.epochs(node).await?.into_iter();
+        Ok(epochs.rfind(|epoch| epoch.operation == Some(operation)))
     }
 
     /// An epoch, its parent, its parent's parent, and so on: where [`crate::wal::find_wal`] looks.
