@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, NodeFacts, ServerFacts};
-use agent_sql::NodeConnection;
+use agent_api::{ApiError, ErrorKind, NodeFacts, ServerFacts, Standby};
+use agent_sql::{NodeConnection, WalReceiver};
 use catalog::model::{Extra, Tablespace};
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -16,6 +16,7 @@ use crate::child;
 use crate::config::Config;
 use crate::database;
 use crate::failure::sql_error;
+use crate::managers;
 
 /// The database's time to say who it is, and again to sum its size.
 const SERVER: Duration = Duration::from_secs(5);
@@ -31,6 +32,9 @@ pub async fn gather(config: &Config) -> NodeFacts {
         Ok(server) => (Some(server), None),
         Err(error) => (None, Some(error)),
     };
+    let pgdata = config.pgdata.clone();
+    let pgdata = pgdata.or_else(|| Some(PathBuf::from(&server.as_ref()?.data_directory)));
+    let managers = managers::find(config, pgdata).await;
     NodeFacts {
         host: host_name(),
         machine_id: machine_id(),
@@ -45,7 +49,7 @@ pub async fn gather(config: &Config) -> NodeFacts {
         has_credentials: config.credentials.is_some(),
         server,
         server_error,
-        managers: Vec::new(),
+        managers,
     }
 }
 
@@ -181,6 +185,14 @@ async fn server(config: &Config) -> Result<ServerFacts, ApiError> {
         }
         Err(_) => 0,
     };
+    let standbys = match timeout(SERVER, connection.wal_receivers()).await {
+        Ok(Ok(receivers)) => receivers.into_iter().map(standby).collect(),
+        Ok(Err(error)) => {
+            tracing::warn!("the database's standbys: {error}");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    };
     let outside = facts
         .tablespaces
         .into_iter()
@@ -202,8 +214,16 @@ async fn server(config: &Config) -> Result<ServerFacts, ApiError> {
                 extra: Extra::default(),
             })
             .collect(),
-        standbys: Vec::new(),
+        standbys,
     })
+}
+
+fn standby(receiver: WalReceiver) -> Standby {
+    Standby {
+        application: receiver.application,
+        address: receiver.address,
+        state: receiver.state,
+    }
 }
 
 fn no_answer() -> ApiError {

@@ -10,6 +10,7 @@ pub mod engines;
 pub mod facts;
 pub mod failure;
 pub mod logging;
+pub mod managers;
 pub mod operation;
 pub mod restore;
 pub mod serve;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::check::{CheckReport, CheckRequest, RaceRequest, RaceResult};
 pub use crate::client::events::EventStream;
 use crate::error::{ApiError, ErrorKind};
 use crate::types::{
@@ -86,6 +87,7 @@ impl AgentClient {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .pool_idle_timeout(IDLE)
+            .tls_info(true)
             .tcp_nodelay(true);
         let (scheme, builder) = match transport {
             Transport::MutualTls(tls) => {
@@ -129,7 +131,10 @@ impl AgentClient {
     /// [`ErrorKind::Incompatible`] for another version; those of every request:
     /// [`ErrorKind::AgentUnreachable`], [`ErrorKind::Certificate`], and what the agent says.
     pub async fn health(&self) -> Result<Health, ApiError> {
-        let health: Health = self.ask(Method::GET, "/health", ASK).await?;
+        Ok(self.health_and_certificate().await?.0)
+    }
+
+    fn compatible(&self, health: Health) -> Result<Health, ApiError> {
         if health.api_version == API_VERSION {
             return Ok(health);
         }
@@ -139,6 +144,36 @@ impl AgentClient {
         );
         let error = ApiError::new(ErrorKind::Incompatible, message);
         Err(error.next("install the same release of gs_pitr and pitr-agent"))
+    }
+
+    /// As [`Self::health`], and the certificate that the agent showed (DER); `None` over plain HTTP.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn health_and_certificate(&self) -> Result<(Health, Option<Vec<u8>>), ApiError> {
+        let request = self.http.get(format!("{}/health", self.base)).timeout(ASK);
+        let response = request.send().await.map_err(|error| self.failure(&error))?;
+        let tls = response.extensions().get::<reqwest::tls::TlsInfo>();
+        let shown = tls.and_then(|tls| tls.peer_certificate());
+        let shown = shown.map(<[u8]>::to_vec);
+        let health = self.parsed(self.accept(response).await?).await?;
+        Ok((self.compatible(health)?, shown))
+    }
+
+    /// Has the agent look at its node and, if the request names one, at the store.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn check(&self, request: &CheckRequest) -> Result<CheckReport, ApiError> {
+        self.send("/check", request, COMMAND).await
+    }
+
+    /// Has the agent take part in a race to create an object.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn race(&self, request: &RaceRequest) -> Result<RaceResult, ApiError> {
+        self.send("/check/race", request, COMMAND).await
     }
 
     /// Facts about the host and its database.
@@ -323,7 +358,10 @@ impl AgentClient {
         request: reqwest::RequestBuilder,
     ) -> Result<T, ApiError> {
         let response = request.send().await.map_err(|error| self.failure(&error))?;
-        let response = self.accept(response).await?;
+        self.parsed(self.accept(response).await?).await
+    }
+
+    async fn parsed<T: DeserializeOwned>(&self, response: Response) -> Result<T, ApiError> {
         let body = self.collect(response).await?;
         serde_json::from_slice(&body).map_err(|error| self.not_this_api(&error.to_string()))
     }

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `GET /v1/health` | -> [`Health`] |
 //! | `GET /v1/node` | -> [`NodeFacts`] |
+//! | `POST /v1/check` | [`CheckRequest`] -> [`CheckReport`] (changes nothing but probe objects in the bucket) |
+//! | `POST /v1/check/race` | [`RaceRequest`] -> [`RaceResult`] |
 //! | `GET /v1/operations` | -> list of [`OperationStatus`] |
 //! | `POST /v1/operations` | [`StartOperation`] -> [`OperationStatus`] (same id and body again: the same operation) |
 //! | `GET /v1/operations/{id}` | -> [`OperationStatus`] |
@@ -21,10 +23,12 @@
 //!
 //! An answer other than 2xx carries an [`ApiError`].
 
+pub mod check;
 pub mod client;
 pub mod error;
 pub mod identity;
 pub mod types;
 
+pub use check::{CheckReport, CheckRequest, Finding, Level, RaceRequest, RaceResult};
 pub use error::{ApiError, ErrorKind};
 pub use types::*;

@@ -23,6 +23,17 @@ pub struct ServerTablespace {
     pub location: String,
 }
 
+/// A receiver of this server's WAL that is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalReceiver {
+    /// `application_name`
+    pub application: String,
+    /// `client_addr`; `None`: over the socket.
+    pub address: Option<String>,
+    /// `state`; empty where the user may not see it.
+    pub state: String,
+}
+
 /// The cluster's identity and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFacts {
@@ -187,6 +198,30 @@ impl NodeConnection {
         self.row("asking for the server's role", "SELECT pg_is_in_recovery()")
             .await?
             .flag(0)
+    }
+
+    /// Standbys and other programs that receive its WAL now.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn wal_receivers(&self) -> Result<Vec<WalReceiver>, SqlError> {
+        // D 28.2.4 pg_stat_replication: without pg_monitor only the process id is shown.
+        let rows = self
+            .rows(
+                "looking for standbys",
+                "SELECT coalesce(application_name, ''), host(client_addr), coalesce(state, '') \
+                 FROM pg_stat_replication ORDER BY 1, 2",
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(WalReceiver {
+                    application: row.text(0)?.to_owned(),
+                    address: row.optional(1)?.map(str::to_owned),
+                    state: row.text(2)?.to_owned(),
+                })
+            })
+            .collect()
     }
 
     /// Tablespaces other than `pg_default` and `pg_global`.

@@ -17,7 +17,7 @@ mod text;
 pub use backup::StopResult;
 pub use connect::{ConnectOptions, NodeConnection, Password};
 pub use error::SqlError;
-pub use facts::{ServerFacts, ServerFiles, ServerTablespace, WalPosition};
+pub use facts::{ServerFacts, ServerFiles, ServerTablespace, WalPosition, WalReceiver};
 pub use preflight::{Finding, Severity};
 pub use slot::{SlotState, WalStatus};
 

@@ -46,6 +46,7 @@ impl Node {
             .map_err(errors::sql)?;
         for finding in sql.preflight().await.map_err(errors::sql)? {
             match finding.severity {
+                Severity::Fine => {}
                 Severity::Refusal => {
                     let refused = ApiError::new(ErrorKind::Database, finding.what);
                     return Err(match finding.mend {
