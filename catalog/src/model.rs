@@ -15,9 +15,11 @@ pub use crate::model::operation::{
 pub use crate::model::order::{
     Decision, Holder, Lease, LeaseScope, LeaseState, Pin, Tombstone, Verdict,
 };
+pub use crate::model::proof::{InDoubt, Proof};
 
 mod operation;
 mod order;
+mod proof;
 
 /// Fields of a newer minor version, kept as they are.
 pub type Extra = serde_json::Map<String, serde_json::Value>;
@@ -146,6 +148,8 @@ pub struct Manifest {
     pub label: Option<String>,
     /// What its point proves.
     pub consistency: Consistency,
+    /// Why it proves no more, see [`Proof::unproved`].
+    pub unproved: Option<String>,
     /// The point that belongs to it.
     pub point: Option<PointId>,
     /// When the operator began (UTC).
@@ -291,6 +295,8 @@ pub struct Point {
     pub csn: Option<String>,
     /// How long the cluster was locked, in milliseconds.
     pub lock_ms: u64,
+    /// What was done to prove it.
+    pub proof: Option<Proof>,
     /// Operation that made it.
     pub operation: Uuid,
     /// One entry a node.

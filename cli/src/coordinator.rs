@@ -9,7 +9,7 @@ pub(crate) mod direct;
 
 use agent_api::MarkResult;
 use catalog::ids::PointId;
-use catalog::model::Consistency;
+use catalog::model::{Consistency, Proof};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ pub(crate) struct Moment {
     pub(crate) csn: Option<String>,
     /// How long the cluster was locked, in milliseconds.
     pub(crate) lock_ms: u64,
+    /// What was done to prove it.
+    pub(crate) proof: Option<Proof>,
     /// What each node made, in the order of the operations.
     pub(crate) marks: Vec<MarkResult>,
 }

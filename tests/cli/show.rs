@@ -81,6 +81,7 @@ async fn backup(catalog: &Catalog, id: &str, node: Uuid, epoch: &EpochId) {
         consistency: Consistency::PerNode,
         csn: None,
         lock_ms: 0,
+        proof: None,
         operation,
         nodes: vec![NodePoint {
             node_id: node,
@@ -107,6 +108,7 @@ async fn backup(catalog: &Catalog, id: &str, node: Uuid, epoch: &EpochId) {
         parent: None,
         label: Some("before the upgrade".into()),
         consistency: Consistency::PerNode,
+        unproved: None,
         point: Some(point_id),
         started: time("2026-11-21T04:02:33Z"),
         completed: time("2026-11-21T04:03:05Z"),

@@ -14,8 +14,9 @@ use crate::check::{CheckReport, CheckRequest, RaceRequest, RaceResult};
 pub use crate::client::events::EventStream;
 use crate::error::{ApiError, ErrorKind};
 use crate::types::{
-    API_VERSION, Bandwidth, DiscardRequest, Discarded, Health, MarkRequest, MarkResult, NodeFacts,
-    OpenRequest, OperationStatus, RestoresHere, StartOperation, TargetFacts, TargetRequest,
+    API_VERSION, Bandwidth, DiscardRequest, Discarded, Health, Look, MarkRequest, MarkResult,
+    NodeFacts, ObserveRequest, Observed, OpenRequest, OperationStatus, RestoresHere,
+    StartOperation, TargetFacts, TargetRequest,
 };
 
 mod events;
@@ -35,6 +36,8 @@ const ASK: Duration = Duration::from_secs(30);
 const COMMAND: Duration = Duration::from_secs(150);
 /// Longest wait for the removal of an old cluster.
 const DISCARD: Duration = Duration::from_mins(10);
+/// Longest wait for a look at transactions: one that takes longer proves nothing.
+const OBSERVE: Duration = Duration::from_secs(5);
 /// Most bytes of an answer: a node's part of a manifest can be large.
 const ANSWER_LIMIT: usize = 64 << 20;
 
@@ -236,6 +239,15 @@ impl AgentClient {
         request: &MarkRequest,
     ) -> Result<MarkResult, ApiError> {
         self.order(operation, "mark", request).await
+    }
+
+    /// Looks at the transactions of a node whose backup is copied.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn observe(&self, operation: Uuid, look: Look) -> Result<Observed, ApiError> {
+        let path = format!("/operations/{operation}/observe");
+        self.send(&path, &ObserveRequest { look }, OBSERVE).await
     }
 
     /// Has the WAL up to the restore point sent.

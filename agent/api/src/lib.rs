@@ -10,6 +10,7 @@
 //! | `POST /v1/operations` | [`StartOperation`] -> [`OperationStatus`] (same id and body again: the same operation) |
 //! | `GET /v1/operations/{id}` | -> [`OperationStatus`] |
 //! | `GET /v1/operations/{id}/events?after=SEQ` | -> NDJSON stream of [`Event`]; ends when the operation ends |
+//! | `POST /v1/operations/{id}/observe` | [`ObserveRequest`] -> [`Observed`] (backup that is `copied` or `marked`) |
 //! | `POST /v1/operations/{id}/mark` | [`MarkRequest`] -> [`MarkResult`] (backup that is `copied`) |
 //! | `POST /v1/operations/{id}/ship` | -> [`OperationStatus`] (backup that is marked: WAL up to the point) |
 //! | `POST /v1/operations/{id}/release` | -> [`OperationStatus`] (backup that is shipped: WAL hold released) |

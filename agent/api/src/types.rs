@@ -348,6 +348,68 @@ pub struct OperationStatus {
     pub decision: Option<Verdict>,
 }
 
+/// What `POST .../observe` is to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Look {
+    /// Who holds a transaction id.
+    Holders,
+    /// The transaction snapshot.
+    Snapshot,
+    /// Who holds a transaction id, and when that is known, the snapshot.
+    HoldersThenSnapshot,
+}
+
+/// `POST .../observe`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObserveRequest {
+    /// What to look at.
+    pub look: Look,
+}
+
+/// What was seen of a node's transactions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Who holds a transaction id, the oldest first; at most 100 of them. `None`: not asked for.
+    pub holders: Option<Vec<XidHolder>>,
+    /// `txid_current_snapshot()`; `None`: not asked for. Two that are equal, of one session, mean that no
+    /// transaction with an id ended between them.
+    pub snapshot: Option<String>,
+    /// Grows when the agent had to log in again: the server may have been restarted in between.
+    pub session: u64,
+    /// When it was begun, by the node's clock (UTC).
+    pub at: Timestamp,
+    /// How long the database took, in microseconds.
+    pub took_us: u64,
+}
+
+/// A transaction that holds an id: it has written, or is about to. Its statements are not told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidHolder {
+    /// Process that runs it; `None`: it is prepared.
+    pub pid: Option<i32>,
+    /// `application_name` of its session.
+    pub application: Option<String>,
+    /// `state` of its session.
+    pub state: Option<String>,
+    /// Its database.
+    pub database: Option<String>,
+    /// How long ago it began, or was prepared, in milliseconds; `None`: not known.
+    pub age_ms: Option<u64>,
+    /// What it is prepared as.
+    pub prepared: Option<PreparedAs>,
+}
+
+/// A transaction of `PREPARE TRANSACTION` that waits for `COMMIT PREPARED` or `ROLLBACK PREPARED`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PreparedAs {
+    /// Its global identifier.
+    pub gid: String,
+    /// Who prepared it.
+    pub owner: String,
+}
+
 /// `POST .../mark`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -56,6 +56,7 @@ impl Coordinator for Direct {
                         consistency: Consistency::PerNode,
                         csn: None,
                         lock_ms: 0,
+                        proof: None,
                         marks,
                     });
                 }

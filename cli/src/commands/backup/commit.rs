@@ -64,6 +64,7 @@ pub(super) fn documents(
         consistency: moment.consistency,
         csn: moment.csn.clone(),
         lock_ms: moment.lock_ms,
+        proof: moment.proof.clone(),
         operation: head.operation,
         nodes: points,
         nonce: Uuid::new_v4(),
@@ -78,6 +79,10 @@ pub(super) fn documents(
         parent: None,
         label: head.label,
         consistency: moment.consistency,
+        unproved: moment
+            .proof
+            .as_ref()
+            .and_then(|proof| proof.unproved.clone()),
         point: Some(moment.point.clone()),
         started: head.started,
         completed: Timestamp::now(),

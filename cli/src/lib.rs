@@ -25,7 +25,9 @@ use crate::failure::{Failure, Result};
 use crate::printer::Printer;
 use crate::settings::{Format, Options, Settings};
 
-fn main() -> ExitCode {
+/// Runs the program with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
