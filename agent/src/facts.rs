@@ -47,6 +47,7 @@ pub async fn gather(config: &Config) -> NodeFacts {
             .map(|(major, directory)| (major, text(&directory)))
             .collect(),
         has_credentials: config.credentials.is_some(),
+        own_commands: config.start_command.is_some() && config.stop_command.is_some(),
         server,
         server_error,
         managers,

@@ -30,7 +30,7 @@ pub fn store_error(error: &StoreError) -> ApiError {
             "mend the S3 credentials (those of the agent come before the client's)",
         ),
         StoreError::Invalid(_) => (
-            ErrorKind::StoreDenied,
+            ErrorKind::Usage,
             "check --s3-endpoint, --s3-region and --repo",
         ),
         StoreError::Throttled(_) => (

@@ -19,7 +19,7 @@ use crate::envelope::{self, OBJECT_LIMIT};
 use crate::error::CatalogError;
 use crate::ids::BackupId;
 use crate::keys;
-use crate::model::{OperationEvent, OperationRecord};
+use crate::model::{Holder, OperationEvent, OperationRecord};
 use crate::put::{self, Outcome};
 use crate::repo::LogHead;
 use crate::wal::WalName;
@@ -74,6 +74,18 @@ impl OperationJournal {
         store: Arc<dyn ObjectStore>,
         start: OperationStart,
     ) -> Result<Self, CatalogError> {
+        Self::start_by(store, start, None).await
+    }
+
+    /// [`Self::start`], saying for people who runs it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`].
+    pub async fn start_by(
+        store: Arc<dyn ObjectStore>,
+        start: OperationStart,
+        by: Option<Holder>,
+    ) -> Result<Self, CatalogError> {
         let journal = Self {
             store,
             operation: start.operation,
@@ -84,6 +96,7 @@ impl OperationJournal {
             backup_id: start.backup_id,
             node_id: start.node_id,
             log_head: start.log_head.map(|head| (head.seq, head.sha256)),
+            by,
         };
         let mut state = journal.state.lock().await;
         journal.write(&mut state, event).await?;

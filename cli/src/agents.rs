@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_api::client::{AgentClient, ClientTls, EventStream, Transport};
 use agent_api::{
-    ApiError, ErrorKind, MarkRequest, MarkResult, NodeFacts, OpenRequest, OperationStatus, Phase,
-    StartOperation,
+    ApiError, Discarded, ErrorKind, MarkRequest, MarkResult, NodeFacts, OpenRequest,
+    OperationStatus, Phase, RestoresHere, StartOperation, TargetFacts,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
@@ -62,6 +62,23 @@ pub(crate) async fn connect(
     printer: &Printer,
     cancel: &CancellationToken,
 ) -> Result<Vec<Host>> {
+    let agents = all(addresses, settings, printer)?;
+    all_or_cancel(agents, cancel, |agent, cancel| async move {
+        let facts = agent.first_contact(&cancel).await?;
+        Ok(Host { agent, facts })
+    })
+    .await
+}
+
+/// The agents at all `addresses`. None is asked for anything.
+///
+/// # Errors
+/// A certificate's, or an address's that is none.
+pub(crate) fn all(
+    addresses: &[Address],
+    settings: &Settings,
+    printer: &Printer,
+) -> Result<Vec<Arc<Agent>>> {
     let transport = transport(settings, printer)?;
     let mut agents = Vec::new();
     for address in addresses {
@@ -74,11 +91,7 @@ pub(crate) async fn connect(
             printer: printer.clone(),
         }));
     }
-    all_or_cancel(agents, cancel, |agent, cancel| async move {
-        let facts = agent.first_contact(&cancel).await?;
-        Ok(Host { agent, facts })
-    })
-    .await
+    Ok(agents)
 }
 
 /// Reads the certificates, and checks ours before anybody sees it.
@@ -125,7 +138,8 @@ impl Agent {
         &self.address
     }
 
-    async fn first_contact(&self, cancel: &CancellationToken) -> Result<NodeFacts> {
+    /// Says hello, and asks for the host's facts.
+    pub(crate) async fn first_contact(&self, cancel: &CancellationToken) -> Result<NodeFacts> {
         let client = &self.client;
         let health = self
             .patiently(FIRST_CONTACT.min(self.patience), cancel, || client.health())
@@ -172,6 +186,47 @@ impl Agent {
             }
             _ => failure,
         })
+    }
+
+    /// How an operation stands, asked once and without patience; `None` if the agent does not know it.
+    pub(crate) async fn status_now(
+        &self,
+        operation: Uuid,
+        cancel: &CancellationToken,
+    ) -> Result<Option<OperationStatus>> {
+        let call = || self.client.status(operation);
+        match self.patiently(Duration::ZERO, cancel, call).await {
+            Ok(status) => Ok(Some(status)),
+            Err(failure) if failure.kind == ErrorKind::NotFound => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// What is at a place on its host, nothing changed.
+    pub(crate) async fn target(
+        &self,
+        target: &str,
+        cancel: &CancellationToken,
+    ) -> Result<TargetFacts> {
+        let call = || self.client.target(target);
+        self.patiently(self.patience, cancel, call).await
+    }
+
+    /// What restores have left on its host.
+    pub(crate) async fn restores(&self, cancel: &CancellationToken) -> Result<RestoresHere> {
+        let call = || self.client.restores();
+        self.patiently(FIRST_CONTACT.min(self.patience), cancel, call)
+            .await
+    }
+
+    /// Removes what was at the target before `restore`.
+    pub(crate) async fn discard(
+        &self,
+        restore: Uuid,
+        cancel: &CancellationToken,
+    ) -> Result<Discarded> {
+        let call = || self.client.discard(restore);
+        self.patiently(self.patience, cancel, call).await
     }
 
     /// Events of an operation after number `after`.

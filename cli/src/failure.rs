@@ -22,6 +22,9 @@ pub(crate) struct Failure {
     pub(crate) changed: bool,
     /// The next command to run, or the setting to mend.
     pub(crate) next: Option<String>,
+    /// Whether its operation is left for somebody to go on with, so that its journal must stay open.
+    #[serde(skip)]
+    pub(crate) unfinished: bool,
 }
 
 /// What every step of a command answers.
@@ -36,6 +39,7 @@ impl Failure {
             node: None,
             changed: false,
             next: None,
+            unfinished: false,
         }
     }
 
@@ -145,6 +149,7 @@ impl From<ApiError> for Failure {
             node: None,
             changed: error.changed,
             next: error.next,
+            unfinished: false,
         }
     }
 }

@@ -7,6 +7,7 @@ mod commands;
 mod coordinator;
 mod exit;
 mod failure;
+mod journalled;
 mod mirrored;
 mod operations;
 mod printer;

@@ -22,16 +22,65 @@ const STATUS_EVERY: Duration = Duration::from_secs(10);
 const REOPEN_AFTER: Duration = Duration::from_millis(500);
 /// Progress lines for machines come at most this often per node.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Every operation is asked about this often, also while nobody watches it: its agent must not take it for
+/// one without a client.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How long an agent has to end an operation that was cancelled.
 const END_WITHIN: Duration = Duration::from_mins(1);
 
 /// Operations that have been started and not yet been seen to end.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Live(Arc<Mutex<BTreeMap<Uuid, Arc<Agent>>>>);
+pub(crate) struct Live {
+    operations: Arc<Mutex<BTreeMap<Uuid, Arc<Agent>>>>,
+    /// What to do about them if this program leaves at once.
+    if_left: Arc<Mutex<Option<String>>>,
+}
+
+/// Signs of life to agents, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct SignsOfLife(tokio::task::JoinHandle<()>);
+
+impl Drop for SignsOfLife {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 impl Live {
     fn all(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Agent>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.operations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets what to do about them if this program leaves at once.
+    pub(crate) fn set_if_left(&self, next: impl Into<String>) {
+        let mut if_left = self.if_left.lock().unwrap_or_else(PoisonError::into_inner);
+        *if_left = Some(next.into());
+    }
+
+    /// What to do about them if this program leaves at once.
+    pub(crate) fn if_left(&self) -> Option<String> {
+        let if_left = self.if_left.lock().unwrap_or_else(PoisonError::into_inner);
+        if_left.clone()
+    }
+
+    /// Shows every agent that its operation still has a client, while others are waited for.
+    pub(crate) fn signs_of_life(&self) -> SignsOfLife {
+        let live = self.clone();
+        SignsOfLife(tokio::spawn(async move {
+            let never = CancellationToken::new();
+            loop {
+                sleep(SIGN_OF_LIFE).await;
+                let all = live.all().clone();
+                // What an agent answers, or that it does not, is seen by those who watch.
+                let asked = all.iter().map(|(operation, agent)| {
+                    let asked = agent.status_now(*operation, &never);
+                    async { drop(timeout(SIGN_OF_LIFE, asked).await) }
+                });
+                join_all(asked).await;
+            }
+        }))
     }
 
     fn ended(&self, operation: Uuid) {
@@ -125,11 +174,25 @@ impl Operation {
         printer: &Printer,
         cancel: &CancellationToken,
     ) -> Result<Self> {
+        let mut operation = Self::find(agent, node, request.operation, live, printer);
+        let status = agent.start(request, cancel).await?;
+        operation.saw(&status);
+        Ok(operation)
+    }
+
+    /// Takes up an operation that was or will be started. Nothing is sent.
+    pub(crate) fn find(
+        agent: &Arc<Agent>,
+        node: Uuid,
+        id: Uuid,
+        live: &Live,
+        printer: &Printer,
+    ) -> Self {
         // Known before it is sent: a lost reply may belong to an operation that runs.
-        live.all().insert(request.operation, Arc::clone(agent));
-        let mut operation = Self {
+        live.all().insert(id, Arc::clone(agent));
+        Self {
             agent: Arc::clone(agent),
-            id: request.operation,
+            id,
             node,
             live: live.clone(),
             printer: printer.clone(),
@@ -141,10 +204,7 @@ impl Operation {
             progress: (Progress::default(), None),
             begun: Instant::now(),
             copied: None,
-        };
-        let status = agent.start(request, cancel).await?;
-        operation.saw(&status);
-        Ok(operation)
+        }
     }
 
     /// Its id.
@@ -162,7 +222,7 @@ impl Operation {
         self.copied.unwrap_or_default()
     }
 
-    /// Watches it until it is in phase `wanted`.
+    /// Watches it until it is in phase `wanted`, or beyond it.
     ///
     /// # Errors
     /// What it failed with; a cancellation; that the agent is lost.
@@ -174,7 +234,7 @@ impl Operation {
         loop {
             let status = self.agent.status(self.id, cancel).await?;
             self.saw(&status);
-            if status.phase == wanted {
+            if status.phase == Phase::Done || (!status.phase.is_end() && status.phase >= wanted) {
                 return Ok(status);
             }
             if status.phase.is_end() {

@@ -67,9 +67,10 @@ fn left_behind(live: &Live) -> Failure {
             "left at once; these agents still have an operation under way: {}",
             left.join(", ")
         );
-        failure = failure.changed_if(true).next(
-            "wait: each agent ends what nobody asks for after its `--orphan-timeout` (10 min)",
-        );
+        let wait =
+            "wait: each agent ends what nobody asks for after its `--orphan-timeout` (10 min)";
+        let next = live.if_left().unwrap_or_else(|| wait.to_owned());
+        failure = failure.changed_if(true).next(next);
     }
     failure
 }

@@ -58,6 +58,9 @@ pub struct NodeFacts {
     pub installed: BTreeMap<u32, String>,
     /// Whether it has S3 credentials of its own.
     pub has_credentials: bool,
+    /// Whether it was given commands of the host's own to start and to stop the database.
+    #[serde(default)]
+    pub own_commands: bool,
     /// The database, if it answers.
     pub server: Option<ServerFacts>,
     /// Why it does not.
@@ -231,8 +234,8 @@ fn yes() -> bool {
     true
 }
 
-/// Where an operation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Where an operation stands; of two phases of the same operation the later one is the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Checks before anything is changed.

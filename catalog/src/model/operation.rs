@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::order::Holder;
 use crate::ids::{BackupId, PointId};
 
 /// `operations/<operation-id>/<seq>.json`: what ran and which uploads it may have begun.
@@ -36,6 +37,9 @@ pub enum OperationEvent {
         node_id: Option<Uuid>,
         /// Head of the log when it began: sequence number and SHA-256 (hex).
         log_head: Option<(u64, String)>,
+        /// Who runs it, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Holder>,
     },
     /// Multipart uploads of these keys may exist from now on.
     UploadsIntended {

@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 use super::{Catalog, in_parallel, nearest};
 use crate::error::CatalogError;
+use crate::ids::BackupId;
 use crate::journal;
 use crate::keys;
-use crate::model::{OperationEvent, OperationRecord, PromotedNode, RestorePlan};
+use crate::model::{Holder, OperationEvent, OperationRecord, PromotedNode, RestorePlan};
 
 /// An operation with everything that its journal says.
 #[derive(Debug, Clone)]
@@ -40,6 +41,24 @@ impl JournalledOperation {
         self.events().any(|event| {
             let of_node = |node: &Option<Uuid>| node.is_some();
             matches!(event, OperationEvent::Started { node_id, .. } if of_node(node_id))
+        })
+    }
+
+    /// Who runs or ran it, where that is known.
+    #[must_use]
+    pub fn by(&self) -> Option<&Holder> {
+        self.events().find_map(|event| match event {
+            OperationEvent::Started { by, .. } => by.as_ref(),
+            _ => None,
+        })
+    }
+
+    /// The backup that it makes or reads.
+    #[must_use]
+    pub fn backup(&self) -> Option<&BackupId> {
+        self.events().find_map(|event| match event {
+            OperationEvent::Started { backup_id, .. } => backup_id.as_ref(),
+            _ => None,
         })
     }
 

@@ -3,16 +3,13 @@
 mod commit;
 mod nodes;
 
-use std::sync::Arc;
-
 use agent_api::{BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, StartOperation};
 use catalog::Catalog;
 use catalog::ids::BackupId;
-use catalog::journal::{OperationJournal, OperationStart};
+use catalog::journal::OperationJournal;
 use clap::Args;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -20,6 +17,7 @@ use crate::agents;
 use crate::coordinator::direct::Direct;
 use crate::coordinator::{Coordinator, Moment};
 use crate::failure::{Failure, Result};
+use crate::journalled::{self, Journalled};
 use crate::mirrored;
 use crate::operations::{Live, Operation, all_or_cancel};
 use crate::printer::Printer;
@@ -146,30 +144,26 @@ impl Job<'_> {
         hosts: Vec<agents::Host>,
         choices: Vec<nodes::Choice>,
     ) -> Result<()> {
-        let start = OperationStart {
+        let journalled = Journalled {
             operation: self.operation,
-            kind: "backup".into(),
-            backup_id: Some(self.backup.clone()),
-            node_id: None,
-            log_head: catalog.log_head().await?,
+            kind: "backup",
+            backup: Some(&self.backup),
+            by: journalled::ourselves("gs_pitr backup"),
         };
-        let journal = OperationJournal::start(Arc::clone(catalog.store()), start).await?;
-        let fields = json!({"operation": self.operation, "backup_id": self.backup});
         let text = format!("backup {} of {} nodes", self.backup, hosts.len());
-        self.printer.event("started", fields, Some(&text));
-        let outcome = self.copy_and_commit(catalog, hosts, choices).await;
-        if outcome.is_err() {
-            let left = self.live.cancel_all(self.printer).await;
-            if !left.is_empty() {
-                tracing::info!(?left, "operations left to end by themselves");
+        let work = async |_: &OperationJournal| {
+            let outcome = self.copy_and_commit(catalog, hosts, choices).await;
+            if outcome.is_err() {
+                let left = self.live.cancel_all(self.printer).await;
+                if !left.is_empty() {
+                    tracing::info!(?left, "operations left to end by themselves");
+                }
             }
-        }
-        let words = outcome.as_ref().err().map(ToString::to_string);
-        if let Err(error) = journal.ended(words.as_deref()).await {
-            let message = format!("the operation's end could not be journalled: {error}");
-            self.printer.warning(None, &message);
-        }
-        outcome
+            outcome
+        };
+        journalled
+            .run(catalog, self.printer, Some(&text), work)
+            .await
     }
 
     async fn copy_and_commit(

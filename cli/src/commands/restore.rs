@@ -10,7 +10,7 @@ use std::sync::Arc;
 use agent_api::{OpenRequest, OperationSpec, Phase, Place, RestoreSpec, Restored, StartOperation};
 use catalog::Catalog;
 use catalog::ids::BackupId;
-use catalog::journal::{OperationJournal, OperationStart};
+use catalog::journal::OperationJournal;
 use catalog::model::Consistency;
 use catalog::repo::NewEpoch;
 use clap::Args;
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::agents;
 use crate::failure::{Failure, Result};
+use crate::journalled::{self, Journalled};
 use crate::operations::{Live, Operation, all_or_cancel};
 use crate::printer::Printer;
 use crate::repo;
@@ -175,23 +176,15 @@ impl Job<'_> {
     }
 
     async fn in_repository(&self, catalog: &Catalog, head: &Head, steps: &[Step]) -> Result<()> {
-        let start = OperationStart {
+        let journalled = Journalled {
             operation: self.operation,
-            kind: "restore".into(),
-            backup_id: Some(head.backup.clone()),
-            node_id: None,
-            log_head: catalog.log_head().await?,
+            kind: "restore",
+            backup: Some(&head.backup),
+            by: journalled::ourselves("gs_pitr restore"),
         };
-        let journal = OperationJournal::start(Arc::clone(catalog.store()), start).await?;
-        let fields = json!({"operation": self.operation, "backup_id": head.backup});
-        self.printer.event("started", fields, None);
-        let outcome = self.proved_and_promoted(catalog, head, steps).await;
-        let words = outcome.as_ref().err().map(ToString::to_string);
-        if let Err(error) = journal.ended(words.as_deref()).await {
-            let message = format!("the operation's end could not be journalled: {error}");
-            self.printer.warning(None, &message);
-        }
-        outcome
+        let work =
+            async |_: &OperationJournal| self.proved_and_promoted(catalog, head, steps).await;
+        journalled.run(catalog, self.printer, None, work).await
     }
 
     async fn proved_and_promoted(
