@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use agent_api::{ApiError, MarkRequest, MarkResult, OpenRequest, Phase, Restored};
+use agent_api::{ApiError, Look, MarkRequest, MarkResult, Observed, OpenRequest, Phase, Restored};
 use catalog::model::{NodeBackup, NodePoint, Verdict};
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -111,6 +111,8 @@ impl Reporter {
 /// sent; at most one is under way. The sender waits two minutes for the answer.
 #[derive(Debug)]
 pub enum BackupCommand {
+    /// Copied or marked: look at the node's transactions.
+    Observe(Look, oneshot::Sender<Result<Observed, ApiError>>),
     /// Copied or marked: make a restore point. Answered when it is made and its WAL flushed.
     Mark(MarkRequest, oneshot::Sender<Result<MarkResult, ApiError>>),
     /// Marked: send WAL up to the last restore point. Answered as soon as it is begun; that it is done is

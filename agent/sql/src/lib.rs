@@ -13,6 +13,7 @@ mod preflight;
 mod session;
 mod slot;
 mod text;
+mod transactions;
 
 pub use backup::StopResult;
 pub use connect::{ConnectOptions, NodeConnection, Password};
@@ -20,6 +21,7 @@ pub use error::SqlError;
 pub use facts::{ServerFacts, ServerFiles, ServerTablespace, WalPosition, WalReceiver};
 pub use preflight::{Finding, Severity};
 pub use slot::{SlotState, WalStatus};
+pub use transactions::XidHolder;
 
 // Positions are the same type wherever they are met.
 pub use agent_wal::Lsn;

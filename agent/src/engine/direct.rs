@@ -12,6 +12,7 @@ pub mod copy_error;
 pub mod exclude;
 pub mod manifest;
 pub mod node;
+mod observe;
 pub mod pages;
 pub mod point;
 mod readback;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agent_api::identity::OPERATOR_URI;
 use agent_api::{
     API_VERSION, ApiError, Bandwidth, ErrorKind, Health, MarkRequest, MarkResult, NodeFacts,
-    OpenRequest, OperationStatus, StartOperation,
+    ObserveRequest, Observed, OpenRequest, OperationStatus, StartOperation,
 };
 use axum::extract::{Request, State};
 use axum::http::{Uri, header};
@@ -44,6 +44,7 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
         .route("/v1/operations", get(list).post(start))
         .route("/v1/operations/{id}", get(status))
         .route("/v1/operations/{id}/events", get(events))
+        .route("/v1/operations/{id}/observe", post(observe))
         .route("/v1/operations/{id}/mark", post(mark))
         .route("/v1/operations/{id}/ship", post(ship))
         .route("/v1/operations/{id}/release", post(release))
@@ -154,6 +155,14 @@ async fn events(State(app): State<App>, Id(id): Id, uri: Uri) -> Result<Response
     let operation = app.operations.get(id)?;
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((content_type, stream::body(operation, after)).into_response())
+}
+
+async fn observe(
+    State(app): State<App>,
+    Id(id): Id,
+    Body(request): Body<ObserveRequest>,
+) -> Answer<Observed> {
+    Ok(Json(app.operations.get(id)?.observe(request.look).await?))
 }
 
 async fn mark(

@@ -1,12 +1,13 @@
-//! What happens after the copy, as the client asks for it: mark, ship, release.
+//! What happens after the copy, as the client asks for it: observe, mark, ship, release.
 
-use agent_api::{ApiError, ErrorKind, MarkRequest, Phase};
+use agent_api::{ApiError, ErrorKind, Look, MarkRequest, Observed, Phase};
 use agent_sql::NodeConnection;
 use catalog::model::{NodeBackup, NodePoint};
 use tokio::sync::mpsc;
 
 use super::attempt::Attempt;
 use super::manifest::CopyInBucket;
+use super::observe::observe;
 use super::point::Marked;
 use super::{Released, cancelled};
 use crate::database::connect_options;
@@ -23,6 +24,8 @@ pub(super) struct Server<'a> {
     commands: &'a mut mpsc::Receiver<BackupCommand>,
     /// A session of its own: a restore point must not wait behind a statement about WAL.
     sql: Option<NodeConnection>,
+    /// How often it was opened.
+    sessions: u64,
     /// Restore points so far; the last one counts.
     marked: Vec<Marked>,
 }
@@ -41,6 +44,7 @@ impl<'a> Server<'a> {
             copy,
             commands,
             sql: None,
+            sessions: 0,
             marked: Vec::new(),
         }
     }
@@ -49,13 +53,15 @@ impl<'a> Server<'a> {
     pub(super) async fn run(mut self) -> Result<(NodeBackup, NodePoint), ApiError> {
         let cx = self.attempt.cx;
         self.session().await?;
+        // What makes a first look slow is done now; an error of it comes again when it matters.
+        let _ = self.observe(Look::HoldersThenSnapshot).await;
         cx.report.phase(Phase::Copied);
         let marked = self.until_ship().await?;
         cx.report.phase(Phase::Shipping);
         self.complete(marked).await
     }
 
-    /// The session for restore points; a new one if it was lost.
+    /// The session for restore points and looks; a new one if it was lost.
     async fn session(&mut self) -> Result<NodeConnection, ApiError> {
         if let Some(sql) = self.sql.as_ref().filter(|sql| !sql.is_lost()) {
             return Ok(sql.clone());
@@ -65,6 +71,7 @@ impl<'a> Server<'a> {
             .await
             .map_err(errors::sql)?;
         self.sql = Some(sql.clone());
+        self.sessions += 1;
         Ok(sql)
     }
 
@@ -80,6 +87,9 @@ impl<'a> Server<'a> {
     async fn until_ship(&mut self) -> Result<Marked, ApiError> {
         loop {
             match self.next().await? {
+                BackupCommand::Observe(look, reply) => {
+                    let _ = reply.send(self.observe(look).await);
+                }
                 BackupCommand::Mark(request, reply) => {
                     let made = self.mark(request).await;
                     // A point that failed is tried again under another name; the copy stays.
@@ -101,6 +111,11 @@ impl<'a> Server<'a> {
         }
     }
 
+    async fn observe(&mut self, look: Look) -> Result<Observed, ApiError> {
+        let sql = self.session().await?;
+        observe(&sql, self.sessions, look).await
+    }
+
     async fn mark(&mut self, request: MarkRequest) -> Result<Marked, ApiError> {
         let named = |marked: &Marked| marked.result.restore_point == request.restore_point;
         match self.marked.last() {
@@ -116,7 +131,10 @@ impl<'a> Server<'a> {
         let sql = self.session().await?;
         let marked = Marked::make(&sql, request, self.timeline).await?;
         self.marked.push(marked.clone());
-        self.attempt.cx.report.phase(Phase::Marked);
+        // Said once: a proof that is tried for long makes many.
+        if self.attempt.cx.report.current_phase() != Phase::Marked {
+            self.attempt.cx.report.phase(Phase::Marked);
+        }
         Ok(marked)
     }
 
@@ -155,6 +173,9 @@ pub(super) async fn until_release(
             BackupCommand::Release(reply) => return Ok(reply),
             BackupCommand::Ship(reply) => {
                 let _ = reply.send(Ok(()));
+            }
+            BackupCommand::Observe(_, reply) => {
+                let _ = reply.send(Err(out_of_turn("the WAL is shipped already")));
             }
             BackupCommand::Mark(_, reply) => {
                 let _ = reply.send(Err(out_of_turn("the WAL is shipped already")));

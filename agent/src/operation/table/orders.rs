@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, MarkRequest, MarkResult, OpenRequest, Phase};
+use agent_api::{ApiError, ErrorKind, Look, MarkRequest, MarkResult, Observed, OpenRequest, Phase};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::operation::table::{Operation, Orders, validate};
@@ -45,6 +45,22 @@ impl Operation {
             let result = operation.order("mark", &sender, command).await?;
             turn.marked = Some(result.clone());
             Ok(result)
+        })
+        .await
+    }
+
+    /// Looks at the node's transactions.
+    ///
+    /// # Errors
+    /// As [`Self::mark`].
+    pub async fn observe(self: &Arc<Self>, look: Look) -> Result<Observed, ApiError> {
+        let sender = self.backup_orders("observe")?;
+        let operation = Arc::clone(self);
+        detached(async move {
+            let _turn = operation.turn.lock().await;
+            operation.expect_phase("observe", &[Phase::Copied, Phase::Marked])?;
+            let command = |answer| BackupCommand::Observe(look, answer);
+            operation.order("observe", &sender, command).await
         })
         .await
     }

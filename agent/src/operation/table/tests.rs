@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use agent_api::{EventKind, MarkRequest, MarkResult, Phase};
+use agent_api::{EventKind, Look, MarkRequest, MarkResult, Observed, Phase};
 use support::memory_store::MemoryStore;
 
 use super::*;
@@ -68,6 +68,15 @@ async fn whole(
             }
         };
         match command {
+            BackupCommand::Observe(look, answer) => {
+                let _ = answer.send(Ok(Observed {
+                    holders: (look != Look::Snapshot).then(Vec::new),
+                    snapshot: (look != Look::Holders).then(|| "1:1:".to_owned()),
+                    session: 1,
+                    at: jiff::Timestamp::now(),
+                    took_us: 1,
+                }));
+            }
             BackupCommand::Mark(request, answer) => {
                 marks.fetch_add(1, Ordering::Relaxed);
                 cx.report.phase(Phase::Marked);
@@ -156,7 +165,11 @@ async fn a_backup_goes_through_its_commands_and_each_may_be_repeated() {
         operation.ship().await.unwrap_err().kind,
         ErrorKind::Conflict
     );
+    let seen = operation.observe(Look::Holders).await.unwrap();
+    assert_eq!((seen.holders, seen.snapshot), (Some(Vec::new()), None));
     operation.mark(mark("one")).await.unwrap();
+    let seen = operation.observe(Look::Snapshot).await.unwrap();
+    assert_eq!((seen.holders, seen.snapshot), (None, Some("1:1:".into())));
     operation.mark(mark("one")).await.unwrap();
     assert_eq!(
         marks.load(Ordering::Relaxed),
@@ -167,6 +180,8 @@ async fn a_backup_goes_through_its_commands_and_each_may_be_repeated() {
     operation.ship().await.unwrap();
     operation.ship().await.unwrap();
     reach(&operation, Phase::Shipped).await;
+    let late = operation.observe(Look::Holders).await.unwrap_err();
+    assert_eq!(late.kind, ErrorKind::Conflict);
     operation.release().await.unwrap();
     assert_eq!(end(&operation).await.phase, Phase::Done);
     operation.release().await.unwrap();
