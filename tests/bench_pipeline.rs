@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -67,6 +67,10 @@ fn meta(key: &Key, size: u64) -> ObjectMeta {
 impl ObjectStore for Sink {
     fn describe(&self) -> String {
         "a sink (a stand-in)".into()
+    }
+
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        Ok(SystemTime::now())
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {

@@ -4,10 +4,13 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use pipeline::error::PipelineError;
 use pipeline::store::{Key, StoreError};
+use uuid::Uuid;
 
 use crate::ids::InvalidId;
+use crate::model::{Holder, Lease, LeaseScope};
 
 /// Why the catalog cannot say or keep something.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,35 @@ pub enum CatalogError {
         text: String,
         /// Everything it may mean.
         candidates: Vec<String>,
+    },
+    /// Somebody else operates.
+    #[error("{}", refusal(scope, held, until))]
+    Leased {
+        /// What the lease is about.
+        scope: LeaseScope,
+        /// The lease that is in the way.
+        held: Box<Lease>,
+        /// When it ends unless it is renewed, by the store's clock.
+        until: Timestamp,
+    },
+    /// The lease that was ours is somebody else's, or has been given back. Whoever took it over has fenced
+    /// what we had not finished.
+    #[error("{}", loss(scope, taker.as_deref()))]
+    LeaseLost {
+        /// What the lease was about.
+        scope: LeaseScope,
+        /// The lease that is there instead.
+        taker: Option<Box<Lease>>,
+    },
+    /// An operation that is under way reads this backup.
+    #[error("backup `{id}` is read by {} `{operation}`", scope.name())]
+    Pinned {
+        /// The backup.
+        id: String,
+        /// What the reader does: restore, or backup (an increment on it).
+        scope: LeaseScope,
+        /// The operation that reads it.
+        operation: Uuid,
     },
     /// What the caller wants to write breaks a rule of the format. Nothing was written.
     #[error("refused to write `{key}`: {what}")]
@@ -196,5 +228,45 @@ impl fmt::Display for Nearest<'_> {
             [] => Ok(()),
             names => write!(f, " (nearest: {})", names.join(", ")),
         }
+    }
+}
+
+fn who(holder: &Holder) -> String {
+    let Holder {
+        host,
+        user,
+        pid,
+        command,
+    } = holder;
+    format!("{user}@{host} (pid {pid}, `{command}`)")
+}
+
+fn second(at: &Timestamp) -> impl fmt::Display {
+    at.strftime("%FT%TZ")
+}
+
+/// Who holds a lease, since when, until when.
+fn refusal(scope: &LeaseScope, held: &Lease, until: &Timestamp) -> String {
+    format!(
+        "the {} lease is held by {}, operation {}, since {}, until {} unless it is renewed",
+        scope.name(),
+        who(&held.holder),
+        held.operation,
+        second(&held.taken),
+        second(until),
+    )
+}
+
+/// Who has a lease instead of us.
+fn loss(scope: &LeaseScope, taker: Option<&Lease>) -> String {
+    let scope = scope.name();
+    match taker {
+        Some(taker) => format!(
+            "the {scope} lease ran out and was taken over by {}, operation {}, at {}",
+            who(&taker.holder),
+            taker.operation,
+            second(&taker.taken),
+        ),
+        None => format!("the {scope} lease ran out and what it was for has been fenced or removed"),
     }
 }

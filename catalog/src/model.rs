@@ -348,6 +348,8 @@ pub enum LogAction {
     PointCreated,
     /// A manifest was written.
     BackupCommitted,
+    /// The manifest of a dead backup was written as a fence.
+    BackupAbandoned,
     /// A backup was deleted.
     BackupDeleted,
     /// What a newer minor version calls an action that this one does not know.

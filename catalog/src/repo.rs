@@ -143,7 +143,7 @@ impl Catalog {
         envelope::fetch(&*self.store, key, limit).await
     }
 
-    async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<T, CatalogError> {
+    pub(crate) async fn read<T: DeserializeOwned>(&self, key: &Key) -> Result<T, CatalogError> {
         envelope::open(key, &self.fetch(key, OBJECT_LIMIT).await?)
     }
 
@@ -154,7 +154,7 @@ impl Catalog {
 
     /// Seals and creates an object. Equal bytes that are there already (the nonce says that they are
     /// ours) count as created.
-    async fn create<T: Serialize>(
+    pub(crate) async fn create<T: Serialize>(
         &self,
         key: &Key,
         body: &T,

@@ -227,6 +227,18 @@ impl From<CatalogError> for Failure {
             | CatalogError::Deleted { .. }
             | CatalogError::Abandoned { .. } => (ErrorKind::NotFound, Some("gs_pitr show")),
             CatalogError::Conflict { .. } => (ErrorKind::Conflict, None),
+            CatalogError::Leased { .. } => (
+                ErrorKind::Conflict,
+                Some("wait until it is given back or runs out, or see `gs_pitr operations`"),
+            ),
+            CatalogError::LeaseLost { .. } => (
+                ErrorKind::Conflict,
+                Some("see `gs_pitr operations`, then run the command again"),
+            ),
+            CatalogError::Pinned { .. } => (
+                ErrorKind::Conflict,
+                Some("wait until that operation has ended (gs_pitr operations)"),
+            ),
             CatalogError::Ambiguous { .. } => (ErrorKind::Usage, Some("give more of the id")),
             CatalogError::Refused { .. } => (ErrorKind::Internal, None),
             CatalogError::InvalidId(_) => (ErrorKind::Usage, Some("gs_pitr show")),

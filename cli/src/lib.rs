@@ -8,6 +8,8 @@ mod coordinator;
 mod exit;
 mod failure;
 mod journalled;
+#[expect(dead_code, reason = "the commands that take leases come next")]
+mod leased;
 mod mirrored;
 mod operations;
 mod printer;

@@ -13,6 +13,9 @@ use serde::Deserialize;
 use crate::failure::{Failure, Result};
 use values::{Address, Argv, ByteRate, RepoUrl};
 
+/// The shortest life of a lease, in seconds: dates of stores have whole seconds.
+pub(crate) const MIN_LEASE_TTL: i64 = 5;
+
 /// How results and events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,6 +122,10 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, env = "GS_PITR_AGENT_TIMEOUT", hide_env_values = true, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     agent_timeout: Option<u32>,
+    /// Seconds after which another may take over what this command was doing when it died [default: 60]
+    #[arg(long, global = true, env = "GS_PITR_LEASE_TTL", hide_env_values = true, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(MIN_LEASE_TTL..=3600))]
+    lease_ttl: Option<u32>,
     /// Profile of the configuration file to use
     #[arg(
         long,
@@ -209,6 +216,7 @@ pub(crate) struct Options {
     tls_ca: Option<PathBuf>,
     insecure_http: Option<bool>,
     agent_timeout: Option<u32>,
+    lease_ttl: Option<u32>,
     output: Option<Format>,
     no_progress: Option<bool>,
     nodes: Option<Vec<Address>>,
@@ -245,6 +253,7 @@ impl Options {
             tls_ca: self.tls_ca.or(lower.tls_ca),
             insecure_http: self.insecure_http.or(lower.insecure_http),
             agent_timeout: self.agent_timeout.or(lower.agent_timeout),
+            lease_ttl: self.lease_ttl.or(lower.lease_ttl),
             output: self.output.or(lower.output),
             no_progress: self.no_progress.or(lower.no_progress),
             nodes: self.nodes.or(lower.nodes),
@@ -270,6 +279,7 @@ impl From<&GlobalArgs> for Options {
             tls_ca: args.tls_ca,
             insecure_http: args.insecure_http,
             agent_timeout: args.agent_timeout,
+            lease_ttl: args.lease_ttl,
             output: args.output,
             no_progress: args.no_progress,
             ..Self::default()
@@ -414,6 +424,11 @@ impl Settings {
     /// How long an agent may be silent.
     pub(crate) fn agent_timeout(&self) -> std::time::Duration {
         std::time::Duration::from_secs(self.options.agent_timeout.unwrap_or(60).into())
+    }
+
+    /// How long a lease lives without a renewal.
+    pub(crate) fn lease_ttl(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.options.lease_ttl.unwrap_or(60).into())
     }
 
     /// The agents' addresses.

@@ -244,6 +244,14 @@ pub trait ObjectStore: Send + Sync + fmt::Debug + 'static {
     /// The store in a person's words, such as `s3://bucket/prefix at https://host:9000`.
     fn describe(&self) -> String;
 
+    /// The time by the store's own clock, as an answer to a request made now says it (the `Date` of its
+    /// reply). Whole seconds, cut off, and a little older than the moment this returns: compare it only
+    /// with [`ObjectMeta::last_modified`], never with a clock of this machine.
+    ///
+    /// # Errors
+    /// If the store cannot be asked, or answers without a date.
+    async fn now(&self) -> Result<SystemTime, StoreError>;
+
     /// Writes `body` under `key` only if there is no such object. The body's SHA-256 is sent along and
     /// the store's answer compared.
     ///

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,6 +52,11 @@ impl Faulty {
 impl ObjectStore for Faulty {
     fn describe(&self) -> String {
         "memory with faults (a stand-in)".into()
+    }
+
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        self.up("")?;
+        self.inner.now().await
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {

@@ -108,6 +108,11 @@ fn global_options() {
 
             [env: GS_PITR_AGENT_TIMEOUT]
 
+        --lease-ttl <SECONDS>
+            Seconds after which another may take over what this command was doing when it died [default: 60]
+
+            [env: GS_PITR_LEASE_TTL]
+
         --profile <NAME>
             Profile of the configuration file to use
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -106,6 +106,10 @@ impl UploadJournal for Faulty {
 impl ObjectStore for Faulty {
     fn describe(&self) -> String {
         "memory that misbehaves (a stand-in)".into()
+    }
+
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        self.inner.now().await
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -36,6 +36,15 @@ struct State {
     objects: BTreeMap<Key, Object>,
     uploads: BTreeMap<String, Upload>,
     next_upload: u64,
+    /// How far the store's clock is ahead of this machine's, or where it stands still.
+    ahead: Duration,
+    stopped: Option<SystemTime>,
+}
+
+impl State {
+    fn now(&self) -> SystemTime {
+        self.stopped.unwrap_or_else(SystemTime::now) + self.ahead
+    }
 }
 
 /// The store. Share it by `Arc`.
@@ -69,12 +78,13 @@ impl MemoryStore {
         match body {
             Some(body) => {
                 let checksum = BASE64.encode(Sha256::digest(&body));
+                let written = state.now();
                 state.objects.insert(
                     key.clone(),
                     Object {
                         body,
                         checksum,
-                        written: SystemTime::now(),
+                        written,
                     },
                 );
             }
@@ -82,6 +92,17 @@ impl MemoryStore {
                 state.objects.remove(key);
             }
         }
+    }
+
+    /// Stops the store's clock where it is: from now on only [`MemoryStore::advance`] moves it.
+    pub fn stop_clock(&self) {
+        let mut state = self.state();
+        state.stopped.get_or_insert_with(SystemTime::now);
+    }
+
+    /// Puts the store's clock forward.
+    pub fn advance(&self, by: Duration) {
+        self.state().ahead += by;
     }
 
     /// How many multipart uploads have neither been completed nor aborted.
@@ -110,6 +131,13 @@ impl ObjectStore for MemoryStore {
         "memory (a stand-in)".into()
     }
 
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        let now = self.state().now();
+        // A `Date` has whole seconds.
+        let whole = now.duration_since(SystemTime::UNIX_EPOCH);
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(whole.unwrap_or_default().as_secs()))
+    }
+
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {
         let mut state = self.state();
         if state.objects.contains_key(key) {
@@ -124,7 +152,7 @@ impl ObjectStore for MemoryStore {
             // A real store does not hold on to the sender's buffers.
             body: Bytes::copy_from_slice(&body),
             checksum,
-            written: SystemTime::now(),
+            written: state.now(),
         };
         let answer = meta(key, &object);
         state.objects.insert(key.clone(), object);
@@ -278,7 +306,7 @@ impl ObjectStore for MemoryStore {
         let object = Object {
             body: body.into(),
             checksum,
-            written: SystemTime::now(),
+            written: state.now(),
         };
         let answer = meta(key, &object);
         state.uploads.remove(&upload.0);

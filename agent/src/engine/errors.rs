@@ -33,7 +33,11 @@ pub fn catalog(error: CatalogError) -> ApiError {
         | CatalogError::Abandoned { .. } => ErrorKind::NotFound,
         CatalogError::NewerFormat { .. } => ErrorKind::Incompatible,
         CatalogError::Damaged { .. } => ErrorKind::Damaged,
-        CatalogError::Conflict { .. } | CatalogError::Ambiguous { .. } => ErrorKind::Conflict,
+        CatalogError::Conflict { .. }
+        | CatalogError::Ambiguous { .. }
+        | CatalogError::Leased { .. }
+        | CatalogError::LeaseLost { .. }
+        | CatalogError::Pinned { .. } => ErrorKind::Conflict,
         CatalogError::Refused { .. } | CatalogError::InvalidId(_) => ErrorKind::Usage,
         _ => ErrorKind::Internal,
     };

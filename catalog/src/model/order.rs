@@ -63,13 +63,17 @@ pub struct Lease {
     pub seq: u64,
     /// The operation that holds it.
     pub operation: Uuid,
+    /// The backup it makes (scope `backup`): who takes the lease over fences this one.
+    pub backup_id: Option<BackupId>,
     /// Who that is.
     pub holder: Holder,
     /// Held or given back.
     pub state: LeaseState,
     /// Milliseconds it lives without a renewal, from the date that the STORE gives the object.
     pub ttl_ms: u64,
-    /// By the holder's clock (UTC); only for people.
+    /// When it was taken, by the holder's clock (UTC); renewals keep it. Only for people.
+    pub taken: Timestamp,
+    /// When this object was written, by the holder's clock (UTC). Only for people.
     pub at: Timestamp,
     /// Head of the log when it was written: sequence number and SHA-256 (hex).
     pub log_head: Option<(u64, String)>,

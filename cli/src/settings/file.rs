@@ -98,6 +98,8 @@ fn check_ranges(path: &Path, place: &str, options: &Options) -> Result<()> {
     };
     within("jobs", options.jobs.map(i64::from), 1, 64)?;
     within("level", options.level.map(i64::from), 1, 19)?;
+    let (lease_ttl, shortest) = (options.lease_ttl.map(i64::from), super::MIN_LEASE_TTL);
+    within("lease-ttl", lease_ttl, shortest, 3600)?;
     within(
         "agent-timeout",
         options.agent_timeout.map(i64::from),
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn mistakes_name_file_and_key() {
-        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`");
+        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `lease-ttl`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`");
         insta::assert_snapshot!(message("[profile.p]\njobs = 'x'", None), @r#"`/etc/gs_pitr.toml`: `profile.p.jobs`: invalid type: string "x", expected u32"#);
         insta::assert_snapshot!(message("repo = 'bucket'", None), @"`/etc/gs_pitr.toml`: `repo`: it does not begin with `s3://`; a repository is written `s3://BUCKET/PREFIX`");
         insta::assert_snapshot!(message("jobs = 1000", None), @"`/etc/gs_pitr.toml`: `jobs`: 1000 is not in 1..=64");

@@ -34,6 +34,7 @@ use super::{Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreE
 mod attempts;
 mod body;
 mod client;
+mod clock;
 mod credentials;
 mod failure;
 mod listing;
@@ -343,6 +344,10 @@ impl ObjectStore for S3Store {
             None => format!("in {}", client::region(config)),
         };
         format!("s3://{}{slash}{} {place}", config.bucket, config.prefix)
+    }
+
+    async fn now(&self) -> Result<SystemTime, StoreError> {
+        self.date().await
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {
