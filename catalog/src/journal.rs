@@ -227,7 +227,10 @@ pub async fn records(
     let mut records = Vec::new();
     while let Some(object) = listing.try_next().await? {
         let key = object.key;
-        if key == keys::decision(operation) || key == keys::pin(operation) {
+        let no_record = key == keys::decision(operation)
+            || key == keys::pin(operation)
+            || key.as_str().starts_with(&keys::probes_prefix(operation));
+        if no_record {
             continue;
         }
         let stored = envelope::fetch(store, &key, OBJECT_LIMIT).await?;
