@@ -8,7 +8,6 @@ mod coordinator;
 mod exit;
 mod failure;
 mod journalled;
-#[expect(dead_code, reason = "the commands that take leases come next")]
 mod leased;
 mod mirrored;
 mod operations;

@@ -122,7 +122,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, env = "GS_PITR_AGENT_TIMEOUT", hide_env_values = true, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     agent_timeout: Option<u32>,
-    /// Seconds after which another may take over what this command was doing when it died [default: 60]
+    /// Seconds until another may take over from this command if it dies [default: 60]
     #[arg(long, global = true, env = "GS_PITR_LEASE_TTL", hide_env_values = true, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(MIN_LEASE_TTL..=3600))]
     lease_ttl: Option<u32>,
