@@ -171,7 +171,7 @@ impl Catalog {
 }
 
 /// Runs `fetch` for each item, [`PARALLEL`] at a time, and keeps the order.
-async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
+pub(crate) async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
 where
     I: IntoIterator,
     F: FnMut(I::Item) -> Fut,
