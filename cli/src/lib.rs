@@ -12,6 +12,7 @@ mod leased;
 mod mirrored;
 mod operations;
 mod printer;
+mod removal;
 mod repo;
 mod settings;
 mod signals;

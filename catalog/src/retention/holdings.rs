@@ -105,6 +105,14 @@ pub struct OperationHolding {
     pub uploads: Vec<(Key, UploadId)>,
 }
 
+impl OperationHolding {
+    /// Whether it makes this backup, or a part of it.
+    #[must_use]
+    pub fn makes(&self, id: &BackupId) -> bool {
+        self.kind.as_deref() == Some("backup") && self.backup.as_ref() == Some(id)
+    }
+}
+
 /// All of it, at one moment by the store's clock.
 #[derive(Debug)]
 pub struct Holdings {

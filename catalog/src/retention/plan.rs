@@ -583,9 +583,8 @@ impl<'a> View<'a> {
 
     /// Operations that make a backup: the operator's own part, which has no node.
     fn makers(&self, id: &BackupId) -> impl Iterator<Item = (&Uuid, &OperationHolding)> {
-        let of = move |it: &&OperationHolding| it.backup.as_ref() == Some(id);
         let all = self.held.operations.iter();
-        all.filter(move |(_, it)| of(it) && it.node.is_none())
+        all.filter(move |(_, it)| it.makes(id) && it.node.is_none())
     }
 
     fn find_dead(&self, plan: &mut Plan) {
@@ -635,9 +634,7 @@ impl<'a> View<'a> {
             return Ok((operation, "its operation ended without it".to_owned()));
         }
         let all = self.held.operations.values();
-        let records = all
-            .filter(|it| it.backup.as_ref() == Some(id))
-            .map(|it| it.newest);
+        let records = all.filter(|it| it.makes(id)).map(|it| it.newest);
         let newest = objects.iter().map(|it| it.newest).chain(records).max();
         let newest = newest.unwrap_or(self.held.now);
         let since = newest.strftime("%F %TZ");
@@ -673,7 +670,7 @@ impl<'a> View<'a> {
     ) {
         let gone: BTreeSet<&BackupId> = plan.removed.iter().map(|it| &it.id).collect();
         let unreadable = self.held.backups.iter().find_map(|(name, it)| {
-            let goes = name.parse().is_ok_and(|id| gone.contains(&id));
+            let goes = name.parse().is_ok_and(|id: BackupId| gone.contains(&id));
             let bad = matches!(it.state, HeldState::Unreadable(_)) && !goes;
             bad.then(|| format!("backup {name}"))
         });
