@@ -125,7 +125,10 @@ impl Removal<'_> {
         };
         let work = async |_: &_| self.applied(catalog, operation, &steps, shown).await;
         let outcome = journalled.run(catalog, printer, None, work).await;
-        let outcome = outcome.map_err(|failure| leased.explain(failure));
+        let outcome = match outcome {
+            Ok(report) => Ok(report),
+            Err(failure) => Err(leased.explain(failure).await),
+        };
         let report = steps
             .last
             .into_inner()
