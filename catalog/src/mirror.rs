@@ -3,6 +3,11 @@
 //! It is a convenience: no decision rests on it, it may be deleted at any time, and a file of it that is
 //! not exactly what the bucket has is written again. Files are the stored bytes as they are, so that a
 //! newer program's fields survive.
+//!
+//! Beside that it keeps the log and every object that the log names, each as it was when it was first seen: from
+//! there [`crate::verify`] puts back what the bucket has lost.
+
+mod ledger;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -86,6 +91,7 @@ impl Mirror {
         let points = wanted_points(catalog).await?;
         self.sync_folder(catalog, "points", points, &mut report)
             .await?;
+        self.sync_ledger(catalog).await?;
         Ok(report)
     }
 

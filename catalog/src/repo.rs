@@ -73,11 +73,7 @@ impl Catalog {
         if let Some(repository) = Self::find(&store).await? {
             return Ok(Self::new(store, repository));
         }
-        // A check of the store before the first backup writes there, and may lack the right to delete.
-        let others = keys::ROOTS
-            .into_iter()
-            .filter(|root| *root != keys::OPERATIONS);
-        for root in others {
+        for root in keys::ROOTS {
             if store.list(root).try_next().await?.is_none() {
                 continue;
             }
@@ -171,7 +167,7 @@ impl Catalog {
 }
 
 /// Runs `fetch` for each item, [`PARALLEL`] at a time, and keeps the order.
-pub(crate) async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
+async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
 where
     I: IntoIterator,
     F: FnMut(I::Item) -> Fut,

@@ -61,6 +61,37 @@ impl Downloader {
         Self { retry, ..self }
     }
 
+    /// The store it reads from.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The whole memory budget, in bytes.
+    #[must_use]
+    pub fn budget_bytes(&self) -> usize {
+        self.budget.total_bytes()
+    }
+
+    /// Fires when everything is to stop.
+    #[must_use]
+    pub fn cancel(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// For objects that are read by other means: waits until `bytes` may be fetched, under the same limit.
+    ///
+    /// # Errors
+    /// [`PipelineError::Cancelled`].
+    pub async fn admit(&self, bytes: u64) -> Result<(), PipelineError> {
+        crate::retry::or_cancelled(&self.cancel, self.throttle.take(bytes)).await
+    }
+
+    /// For objects that are read by other means: counts `bytes` as fetched.
+    pub fn count(&self, bytes: u64) {
+        self.meter.add_stored(bytes);
+    }
+
     /// The same, ended by another token.
     pub(crate) fn with_cancel(&self, cancel: CancellationToken) -> Self {
         Self {

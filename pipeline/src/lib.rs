@@ -7,6 +7,7 @@
 //! one [`budget`].
 
 pub mod budget;
+pub mod check;
 pub mod download;
 pub mod error;
 pub mod extract;
@@ -14,7 +15,6 @@ pub mod frame;
 pub mod index;
 pub mod meter;
 pub mod pack;
-pub mod probe;
 pub mod retry;
 pub mod store;
 mod threads;

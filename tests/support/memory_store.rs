@@ -14,22 +14,15 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use pipeline::store::{
-    Detail, Hold, Key, ObjectBody, ObjectMeta, ObjectStore, ObjectVersion, Part, Sha256Digest,
-    StoreError, Undeleted, UploadId, VersionId,
+    Detail, Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreError, UploadId,
 };
 use sha2::{Digest as _, Sha256};
-
-use self::versions::Versioning;
-
-mod versions;
 
 #[derive(Debug, Clone)]
 struct Object {
     body: Bytes,
     checksum: String,
     written: SystemTime,
-    version: u64,
-    locked: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -43,7 +36,6 @@ struct State {
     objects: BTreeMap<Key, Object>,
     uploads: BTreeMap<String, Upload>,
     next_upload: u64,
-    versioning: Versioning,
     /// How far the store's clock is ahead of this machine's, or where it stands still.
     ahead: Duration,
     stopped: Option<SystemTime>,
@@ -52,17 +44,6 @@ struct State {
 impl State {
     fn now(&self) -> SystemTime {
         self.stopped.unwrap_or_else(SystemTime::now) + self.ahead
-    }
-
-    fn object(&mut self, body: Bytes, checksum: String) -> Object {
-        let written = self.now();
-        Object {
-            body,
-            checksum,
-            written,
-            version: self.versioning.next(),
-            locked: self.versioning.lock.map(|lock| written + lock),
-        }
     }
 }
 
@@ -97,8 +78,15 @@ impl MemoryStore {
         match body {
             Some(body) => {
                 let checksum = BASE64.encode(Sha256::digest(&body));
-                let object = state.object(body, checksum);
-                state.objects.insert(key.clone(), object);
+                let written = state.now();
+                state.objects.insert(
+                    key.clone(),
+                    Object {
+                        body,
+                        checksum,
+                        written,
+                    },
+                );
             }
             None => {
                 state.objects.remove(key);
@@ -160,8 +148,12 @@ impl ObjectStore for MemoryStore {
             )));
         }
         let checksum = BASE64.encode(Sha256::digest(&body));
-        // A real store does not hold on to the sender's buffers.
-        let object = state.object(Bytes::copy_from_slice(&body), checksum);
+        let object = Object {
+            // A real store does not hold on to the sender's buffers.
+            body: Bytes::copy_from_slice(&body),
+            checksum,
+            written: state.now(),
+        };
         let answer = meta(key, &object);
         state.objects.insert(key.clone(), object);
         Ok(answer)
@@ -219,42 +211,9 @@ impl ObjectStore for MemoryStore {
     async fn delete(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError> {
         let mut state = self.state();
         for key in keys {
-            state.hide(key);
+            state.objects.remove(key);
         }
         Ok(Vec::new())
-    }
-
-    fn list_versions(&self, prefix: &str) -> BoxStream<'static, Result<ObjectVersion, StoreError>> {
-        let found = self.state().versions(prefix).into_iter().map(Ok);
-        futures_util::stream::iter(found.collect::<Vec<_>>()).boxed()
-    }
-
-    async fn delete_versions(
-        &self,
-        versions: &[(Key, Option<VersionId>)],
-    ) -> Result<Vec<Undeleted>, StoreError> {
-        let mut state = self.state();
-        let mut left = Vec::new();
-        for (key, version) in versions {
-            match version {
-                None => state.hide(key),
-                Some(version) => left.extend(state.delete_version(key, version).err()),
-            }
-        }
-        Ok(left)
-    }
-
-    async fn holds_objects(&self) -> Result<bool, StoreError> {
-        Ok(self.state().versioning.lock.is_some())
-    }
-
-    async fn hold(
-        &self,
-        key: &Key,
-        version: Option<&VersionId>,
-    ) -> Result<Option<Hold>, StoreError> {
-        let state = self.state();
-        Ok(version.and_then(|version| state.hold(key, version)))
     }
 
     async fn create_upload(&self, key: &Key) -> Result<UploadId, StoreError> {
@@ -344,7 +303,11 @@ impl ObjectStore for MemoryStore {
             digests.update(Sha256::digest(bytes));
         }
         let checksum = format!("{}-{}", BASE64.encode(digests.finalize()), parts.len());
-        let object = state.object(body.into(), checksum);
+        let object = Object {
+            body: body.into(),
+            checksum,
+            written: state.now(),
+        };
         let answer = meta(key, &object);
         state.uploads.remove(&upload.0);
         state.objects.insert(key.clone(), object);

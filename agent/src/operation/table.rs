@@ -8,7 +8,6 @@ use agent_api::{
     ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, RepositoryAccess, RestoreSpec,
     StartOperation,
 };
-use catalog::ids::BackupId;
 use futures_util::future::BoxFuture;
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -91,7 +90,6 @@ pub struct Operation {
     /// Of the request that started it, to know it again without keeping it.
     request: [u8; 32],
     claim: Claim,
-    backup_id: BackupId,
     log: Arc<OperationLog>,
     cancel: CancellationToken,
     /// Why it was cancelled; the first reason counts.
@@ -111,10 +109,7 @@ impl Operation {
     /// The operation as it stands.
     #[must_use]
     pub fn status(&self) -> OperationStatus {
-        OperationStatus {
-            backup_id: Some(self.backup_id.clone()),
-            ..self.log.status()
-        }
+        self.log.status()
     }
 
     /// Asks it to stop, for `reason`; nothing happens if it has ended. It ends soon after.
@@ -292,9 +287,9 @@ impl OperationTable {
         store: Arc<dyn ObjectStore>,
     ) -> (Arc<Operation>, BoxFuture<'static, Result<(), ApiError>>) {
         let id = request.operation;
-        let (kind, backup_id) = match &request.spec {
-            OperationSpec::Backup(spec) => ("backup", spec.backup_id.clone()),
-            OperationSpec::Restore(spec) => ("restore", spec.backup_id.clone()),
+        let kind = match &request.spec {
+            OperationSpec::Backup(_) => "backup",
+            OperationSpec::Restore(_) => "restore",
         };
         let meter = Arc::new(Meter::default());
         let log = OperationLog::new(id, kind, Arc::clone(&meter));
@@ -326,7 +321,6 @@ impl OperationTable {
             id,
             request: digest,
             claim,
-            backup_id,
             log,
             cancel,
             reason: Mutex::default(),

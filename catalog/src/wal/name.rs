@@ -29,6 +29,34 @@ impl WalName {
         u32::from_str_radix(&self.0[..8], 16).unwrap_or_default()
     }
 
+    /// The segment of `number`, counted from the beginning of the log, on a timeline; `size` is the cluster's
+    /// segment size in bytes, a power of two from 1 MiB to 1 GiB.
+    #[must_use]
+    pub fn segment(timeline: u32, number: u64, size: u64) -> Option<Self> {
+        let per_id = (1_u64 << 32).checked_div(size)?;
+        let (id, rest) = (number.checked_div(per_id)?, number % per_id);
+        format!("{timeline:08X}{id:08X}{rest:08X}").parse().ok()
+    }
+
+    /// The timeline history of `timeline`.
+    #[must_use]
+    pub fn history(timeline: u32) -> Self {
+        Self(format!("{timeline:08X}.history"))
+    }
+
+    /// Segments before it, in a cluster with this segment size; `None` for a history, or a name that no such
+    /// cluster gives.
+    #[must_use]
+    pub fn number(&self, size: u64) -> Option<u64> {
+        if self.is_history() {
+            return None;
+        }
+        let part = |range: std::ops::Range<usize>| u64::from_str_radix(self.0.get(range)?, 16).ok();
+        let per_id = (1_u64 << 32).checked_div(size)?;
+        let (id, rest) = (part(8..16)?, part(16..24)?);
+        (rest < per_id).then_some(id * per_id + rest)
+    }
+
     /// The next `count` names of segments if these are of 16 MiB: a guess, good enough to announce
     /// uploads that may follow. Empty for a history.
     #[must_use]
@@ -97,6 +125,20 @@ mod tests {
         ] {
             assert!(bad.parse::<WalName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn numbers_depend_on_the_size() {
+        for size in [1 << 20, 16 << 20, 1 << 30] {
+            for number in [0, 1, 3, 255, 4096, 1_000_000] {
+                let name = WalName::segment(7, number, size).unwrap();
+                assert_eq!((name.timeline(), name.number(size)), (7, Some(number)));
+            }
+        }
+        let name: WalName = "00000001000000000000000F".parse().unwrap();
+        assert_eq!(name.number(1 << 30), None, "4 segments of 1 GiB end an id");
+        assert_eq!(WalName::history(2).number(1 << 20), None);
+        assert_eq!(WalName::segment(1, 1, 0), None);
     }
 
     #[test]

@@ -1,0 +1,274 @@
+//! Leases and operations: readable, each under its own name, without gaps, and none left hanging.
+
+use std::collections::BTreeSet;
+
+use pipeline::store::Key;
+use uuid::Uuid;
+
+use super::Context;
+use super::finding::Finding;
+use super::inventory::Inventory;
+use super::records::{Journal, Records, scope_of};
+use crate::error::CatalogError;
+use crate::ids::BackupId;
+use crate::keys;
+use crate::model::{LeaseScope, LeaseState, ManifestState, OperationEvent, Verdict};
+use crate::repo::Catalog;
+
+/// Who is at work now.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    operations: BTreeSet<Uuid>,
+    backups: BTreeSet<BackupId>,
+}
+
+impl Live {
+    /// The operations whose lease has not run out, by the store's clock.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`].
+    pub(super) async fn find(
+        context: &Context<'_>,
+        records: &Records,
+    ) -> Result<Self, CatalogError> {
+        let mut live = Self::default();
+        let Ok(catalog) = Catalog::open(context.store.clone()).await else {
+            return Ok(live);
+        };
+        for scope in [
+            LeaseScope::Backup,
+            LeaseScope::Restore,
+            LeaseScope::Maintain,
+        ] {
+            let standing = match catalog.lease(scope).await {
+                Ok(Some(standing)) if standing.is_held() => standing,
+                Ok(_) => continue,
+                Err(error) if error.is_of_object() => continue,
+                Err(error) => return Err(error),
+            };
+            live.backups.extend(standing.lease.backup_id);
+            live.operations.insert(standing.lease.operation);
+        }
+        // Agents' parts of it have ids of their own.
+        for (id, journal) in &records.operations {
+            if let Some(backup) = journal.backup()
+                && (live.backups.contains(backup) || live.operations.contains(id))
+            {
+                live.backups.insert(backup.clone());
+                live.operations.insert(*id);
+            }
+        }
+        Ok(live)
+    }
+
+    pub(super) fn operation(&self, id: Uuid) -> bool {
+        self.operations.contains(&id)
+    }
+
+    pub(super) fn backup(&self, id: &BackupId) -> bool {
+        self.backups.contains(id)
+    }
+}
+
+impl Journal {
+    fn events(&self) -> impl Iterator<Item = &OperationEvent> {
+        let bodies = self
+            .records
+            .values()
+            .filter_map(|record| record.body.as_ref());
+        bodies.map(|body| &body.event)
+    }
+
+    pub(super) fn backup(&self) -> Option<&BackupId> {
+        self.events().find_map(|event| match event {
+            OperationEvent::Started { backup_id, .. } => backup_id.as_ref(),
+            _ => None,
+        })
+    }
+
+    /// What an operator started, with its kind; agents' parts are none.
+    fn kind(&self) -> Option<&str> {
+        self.events().find_map(|event| match event {
+            OperationEvent::Started {
+                kind,
+                node_id: None,
+                ..
+            } => Some(kind.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether it said that it has ended, and whether well.
+    pub(super) fn ended(&self) -> Option<bool> {
+        self.events().find_map(|event| match event {
+            OperationEvent::Ended { error } => Some(error.is_none()),
+            _ => None,
+        })
+    }
+
+    fn promoted(&self) -> bool {
+        self.events()
+            .any(|event| matches!(event, OperationEvent::NodePromoted(_)))
+    }
+
+    /// Keys of uploads that it may have begun.
+    pub(super) fn intended(&self) -> impl Iterator<Item = &String> {
+        self.events().flat_map(|event| match event {
+            OperationEvent::UploadsIntended { keys } => keys.as_slice(),
+            _ => &[],
+        })
+    }
+}
+
+/// Checks all of them.
+///
+/// # Errors
+/// [`CatalogError::Store`].
+pub(super) async fn check(
+    context: &Context<'_>,
+    inventory: &Inventory,
+    records: &Records,
+    live: &Live,
+) -> Result<(), CatalogError> {
+    leases(context, records, live).await?;
+    for (id, journal) in &records.operations {
+        operation(context, *id, journal).await?;
+        if !live.operation(*id) && !is_settled(records, journal) {
+            unfinished(context, *id, journal);
+        }
+        if journal.kind() == Some("restore") {
+            restore(context, inventory, *id, journal);
+        }
+    }
+    Ok(())
+}
+
+async fn leases(context: &Context<'_>, records: &Records, live: &Live) -> Result<(), CatalogError> {
+    let mut before: Option<(&str, u64)> = None;
+    let mut all = records.leases.iter().peekable();
+    while let Some(((scope, seq), found)) = all.next() {
+        // Old ones may have been removed, from the first on.
+        if let Some((_, last)) = before.filter(|(its, last)| its == scope && last + 1 < *seq) {
+            let key = keys::lease(scope_of(scope), last + 1);
+            if !context.is_there(&key).await? {
+                let what = "a lease between others is missing";
+                context.add(Finding::note(&key, what));
+            }
+        }
+        before = Some((scope, *seq));
+        let Some(body) = &found.body else {
+            continue;
+        };
+        if body.scope.name() != *scope || body.seq != *seq {
+            let what = format!("it says it is {} {}", body.scope.name(), body.seq);
+            context.add(Finding::damage(&found.key, what));
+            continue;
+        }
+        let newest = all.peek().is_none_or(|((next, _), _)| next != scope);
+        if newest && body.state == LeaseState::Held && !live.operation(body.operation) {
+            let what = format!(
+                "it ran out and was never given back: operation {} ({} on {}) died or stood still",
+                body.operation, body.holder.command, body.holder.host
+            );
+            let next =
+                "nothing: the next command of this kind takes it over, and fences what was left";
+            context.add(Finding::note(&found.key, what).next(next));
+        }
+    }
+    Ok(())
+}
+
+async fn operation(context: &Context<'_>, id: Uuid, journal: &Journal) -> Result<(), CatalogError> {
+    let damage = |key: &Key, what: String| context.add(Finding::damage(key, what));
+    let last = journal.records.keys().next_back().copied().unwrap_or(0);
+    for seq in 1..=last {
+        let Some(found) = journal.records.get(&seq) else {
+            let key = keys::operation_record(id, seq);
+            if !context.is_there(&key).await? {
+                damage(&key, "a record of the operation is missing".to_owned());
+            }
+            continue;
+        };
+        let Some(body) = &found.body else {
+            continue;
+        };
+        if body.operation != id || body.seq != seq {
+            let what = format!("it says it is record {} of {}", body.seq, body.operation);
+            damage(&found.key, what);
+        }
+    }
+    if let Some(found) = &journal.decision
+        && let Some(body) = &found.body
+        && body.operation != id
+    {
+        damage(
+            &found.key,
+            format!("it says it is of operation {}", body.operation),
+        );
+    }
+    if let Some(found) = &journal.pin
+        && let Some(body) = &found.body
+        && body.operation != id
+    {
+        damage(
+            &found.key,
+            format!("it says it is of operation {}", body.operation),
+        );
+    }
+    Ok(())
+}
+
+/// Whether what an operation did not finish can never be finished, or is deleted.
+fn is_settled(records: &Records, journal: &Journal) -> bool {
+    let Some(backup) = journal
+        .backup()
+        .filter(|_| journal.kind() != Some("restore"))
+    else {
+        return false;
+    };
+    let fenced = records
+        .manifest(backup)
+        .is_some_and(|it| it.state == ManifestState::Abandoned);
+    fenced || records.is_deleted(backup)
+}
+
+fn unfinished(context: &Context<'_>, id: Uuid, journal: &Journal) {
+    if journal.ended().is_some() || journal.records.values().any(|record| record.body.is_none()) {
+        return;
+    }
+    let key = keys::operation_record(id, 1);
+    let what = match journal.kind() {
+        Some(kind) => format!("the operation ({kind}) never said that it ended"),
+        None if journal.records.is_empty() => "the operation left no record".to_owned(),
+        None => "an agent's part of an operation never said that it ended".to_owned(),
+    };
+    let next = format!("gs_pitr operations {id}");
+    context.add(Finding::note(&key, what).next(next));
+}
+
+/// What a restore has to have written by the time it is so far.
+fn restore(context: &Context<'_>, inventory: &Inventory, id: Uuid, journal: &Journal) {
+    let key = keys::decision(id);
+    let verdict = journal
+        .decision
+        .as_ref()
+        .and_then(|found| found.body.as_ref());
+    let verdict = verdict.map(|body| body.verdict);
+    let ended_well = journal.ended() == Some(true);
+    if journal.decision.is_none() && inventory.size(&key).is_none() {
+        let what = "nodes of this restore are promoted, and nothing says that it was decided";
+        if journal.promoted() && journal.ended().is_none() {
+            context.add(Finding::damage(&key, what));
+        } else if journal.promoted() || ended_well {
+            context.add(Finding::note(&key, what));
+        }
+    } else if verdict == Some(Verdict::Rollback) && ended_well {
+        let what = "it says that the restore went back, and the restore says that it ended well";
+        context.add(Finding::damage(&key, what));
+    }
+    let key = keys::pin(id);
+    if journal.pin.is_none() && inventory.size(&key).is_none() && verdict == Some(Verdict::Commit) {
+        let what = "the restore was committed, and nothing says which backups it read";
+        context.add(Finding::note(&key, what));
+    }
+}

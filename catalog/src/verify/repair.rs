@@ -1,0 +1,156 @@
+//! What can be mended without a doubt: entries that the log lacks, and missing objects that the local mirror still has.
+//!
+//! Nothing is ever overwritten: an object that is there and damaged stays for a person to look at.
+
+use std::fmt;
+
+use bytes::Bytes;
+use pipeline::store::{Key, StoreError};
+use uuid::Uuid;
+
+use super::inventory::Kind;
+use crate::envelope::{MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
+use crate::error::CatalogError;
+use crate::keys;
+use crate::model::LogAction;
+use crate::put::{self, Outcome};
+use crate::repo::Catalog;
+
+/// How many of the newest entries may have been written since the verification looked.
+const RECENT: usize = 64;
+
+/// One thing that can be mended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repair {
+    /// An entry is added to the log for an object that is there.
+    LogEntry {
+        /// The object.
+        key: Key,
+        /// SHA-256 (hex) of its stored bytes.
+        sha256: String,
+    },
+    /// A missing object is created again from the mirror's bytes, whose SHA-256 is the one that the log names.
+    PutBack {
+        /// The object.
+        key: Key,
+        /// Its stored bytes.
+        bytes: Bytes,
+    },
+}
+
+/// What became of a [`Repair`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repaired {
+    /// It was done.
+    Done,
+    /// It was not needed any more: somebody did it meanwhile, or the object has gone.
+    NotNeeded,
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LogEntry { key, .. } => write!(f, "add a log entry for `{key}`"),
+            Self::PutBack { key, .. } => write!(f, "put `{key}` back from the local mirror"),
+        }
+    }
+}
+
+impl Repair {
+    /// The object that it is about.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::LogEntry { key, .. } | Self::PutBack { key, .. } => key,
+        }
+    }
+
+    /// Whether it has to come first: an entry belongs after those that were lost.
+    #[must_use]
+    pub fn is_put_back(&self) -> bool {
+        matches!(self, Self::PutBack { .. })
+    }
+}
+
+impl Catalog {
+    /// Mends one thing. Hold the lease `maintain`, and do those first that put something back.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if another object is there now; [`CatalogError::Store`]: it may have been done,
+    /// and may be done again.
+    pub async fn repair(&self, repair: &Repair, operation: Uuid) -> Result<Repaired, CatalogError> {
+        match repair {
+            Repair::LogEntry { key, sha256 } => self.add_entry(key, sha256, operation).await,
+            Repair::PutBack { key, bytes } => self.put_back(key, bytes).await,
+        }
+    }
+
+    async fn add_entry(
+        &self,
+        key: &Key,
+        sha256: &str,
+        operation: Uuid,
+    ) -> Result<Repaired, CatalogError> {
+        let (action, limit) = match Kind::of(key) {
+            Kind::Repository => (LogAction::RepositoryCreated, OBJECT_LIMIT),
+            Kind::Node(_) => (LogAction::NodeRegistered, OBJECT_LIMIT),
+            Kind::Epoch(..) => (LogAction::EpochOpened, OBJECT_LIMIT),
+            Kind::Point(_) => (LogAction::PointCreated, OBJECT_LIMIT),
+            Kind::Manifest(_) => (LogAction::BackupCommitted, MANIFEST_LIMIT),
+            Kind::Tombstone(_) => (LogAction::BackupDeleted, OBJECT_LIMIT),
+            _ => {
+                return Err(CatalogError::refused(
+                    key,
+                    "the log has no entries of such objects",
+                ));
+            }
+        };
+        match self.fetch(key, limit).await {
+            Ok(stored) if sha256_hex(&stored) == sha256 => {}
+            Ok(_) => {
+                return Err(CatalogError::conflict(
+                    key,
+                    "it has changed since it was verified",
+                ));
+            }
+            Err(error) if error.is_absent() => return Ok(Repaired::NotNeeded),
+            Err(error) => return Err(error),
+        }
+        // Its writer may have been slow and not dead: the newest entries are looked at again.
+        if self.is_logged(key).await? {
+            return Ok(Repaired::NotNeeded);
+        }
+        self.append_log(action, key, sha256, operation).await?;
+        Ok(Repaired::Done)
+    }
+
+    async fn is_logged(&self, key: &Key) -> Result<bool, CatalogError> {
+        let Some(head) = self.log_head().await? else {
+            return Ok(false);
+        };
+        for seq in (1..=head.seq).rev().take(RECENT) {
+            match self.log_entry(seq).await {
+                Ok(entry) if entry.object == key.as_str() => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.is_of_object() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn put_back(&self, key: &Key, bytes: &Bytes) -> Result<Repaired, CatalogError> {
+        if let Kind::Manifest(id) = Kind::of(key) {
+            match self.store().head(&keys::tombstone(&id)).await {
+                Ok(_) => return Ok(Repaired::NotNeeded),
+                Err(StoreError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match put::create(&**self.store(), key, bytes, MANIFEST_LIMIT).await? {
+            Outcome::Ours => Ok(Repaired::Done),
+            Outcome::Theirs(theirs) if theirs == *bytes => Ok(Repaired::NotNeeded),
+            Outcome::Theirs(_) => Err(CatalogError::conflict(key, "another object is there now")),
+        }
+    }
+}
