@@ -2,6 +2,7 @@
 //!
 //! A library with a thin program around it, so that tests can run one engine against a real database.
 
+pub mod check;
 pub mod child;
 pub mod config;
 pub mod database;

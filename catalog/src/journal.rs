@@ -227,21 +227,30 @@ pub async fn records(
     let mut records = Vec::new();
     while let Some(object) = listing.try_next().await? {
         let key = object.key;
-        if key == keys::decision(operation) || key == keys::pin(operation) {
+        let no_record = key == keys::decision(operation)
+            || key == keys::pin(operation)
+            || key.as_str().starts_with(&keys::probes_prefix(operation));
+        if no_record {
             continue;
         }
-        let stored = envelope::fetch(store, &key, OBJECT_LIMIT).await?;
-        let record: OperationRecord = envelope::open(&key, &stored)?;
-        if keys::operation_record(record.operation, record.seq) != key {
-            let what = format!(
-                "it says it is record {} of {}",
-                record.seq, record.operation
-            );
-            return Err(CatalogError::damaged(&key, what));
-        }
-        records.push(record);
+        records.push(record(store, &key).await?);
     }
     Ok(records)
+}
+
+/// Reads the record that is to be under `key`.
+pub(crate) async fn record(
+    store: &dyn ObjectStore,
+    key: &Key,
+) -> Result<OperationRecord, CatalogError> {
+    let stored = envelope::fetch(store, key, OBJECT_LIMIT).await?;
+    let record: OperationRecord = envelope::open(key, &stored)?;
+    if keys::operation_record(record.operation, record.seq) == *key {
+        return Ok(record);
+    }
+    let (seq, operation) = (record.seq, record.operation);
+    let what = format!("it says it is record {seq} of {operation}");
+    Err(CatalogError::damaged(key, what))
 }
 
 #[cfg(test)]

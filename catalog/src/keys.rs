@@ -1,6 +1,6 @@
 //! The key of every object, one pure function each. docs/FORMAT.md has them as a table.
 
-use pipeline::store::Key;
+use pipeline::store::{InvalidKey, Key};
 use uuid::Uuid;
 
 use crate::ids::{BackupId, EpochId, PointId};
@@ -140,6 +140,20 @@ pub fn decision(operation: Uuid) -> Key {
 #[must_use]
 pub fn pin(operation: Uuid) -> Key {
     key(format!("operations/{operation}/pin.json"))
+}
+
+/// `operations/<operation-id>/probe/`, not a key: the prefix of what a check of the store writes.
+#[must_use]
+pub fn probes_prefix(operation: Uuid) -> String {
+    format!("operations/{operation}/probe/")
+}
+
+/// `operations/<operation-id>/probe/<name>`
+///
+/// # Errors
+/// If `name` cannot stand in a key.
+pub fn probe(operation: Uuid, name: &str) -> Result<Key, InvalidKey> {
+    Key::new(format!("{}{name}", probes_prefix(operation)))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod mirror;
 pub mod model;
 mod put;
 pub mod repo;
+pub mod retention;
 pub mod verify;
 pub mod wal;
 

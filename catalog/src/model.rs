@@ -346,6 +346,8 @@ pub enum LogAction {
     EpochOpened,
     /// A point was written.
     PointCreated,
+    /// A point is removed, because no backup leads to it any more.
+    PointRemoved,
     /// A manifest was written.
     BackupCommitted,
     /// The manifest of a dead backup was written as a fence.

@@ -73,7 +73,11 @@ impl Catalog {
         if let Some(repository) = Self::find(&store).await? {
             return Ok(Self::new(store, repository));
         }
-        for root in keys::ROOTS {
+        // A check of the store before the first backup writes there, and may lack the right to delete.
+        let others = keys::ROOTS
+            .into_iter()
+            .filter(|root| *root != keys::OPERATIONS);
+        for root in others {
             if store.list(root).try_next().await?.is_none() {
                 continue;
             }
@@ -167,7 +171,7 @@ impl Catalog {
 }
 
 /// Runs `fetch` for each item, [`PARALLEL`] at a time, and keeps the order.
-async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
+pub(crate) async fn in_parallel<I, T, F, Fut>(items: I, fetch: F) -> Result<Vec<T>, CatalogError>
 where
     I: IntoIterator,
     F: FnMut(I::Item) -> Fut,

@@ -188,6 +188,15 @@ impl Agent {
         })
     }
 
+    /// All operations that the agent knows, asked once and without patience.
+    pub(crate) async fn operations(
+        &self,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<OperationStatus>> {
+        let call = || self.client.operations();
+        self.patiently(Duration::ZERO, cancel, call).await
+    }
+
     /// How an operation stands, asked once and without patience; `None` if the agent does not know it.
     pub(crate) async fn status_now(
         &self,

@@ -63,11 +63,12 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Delete one backup
     #[command(after_long_help = exit::help("
+        gs_pitr delete --id 20261121T04 --dry-run
         gs_pitr delete --id 20261121T04 --yes"))]
     Delete(DeleteArgs),
     /// Remove old backups by a retention, and what dead ones left
     #[command(after_long_help = exit::help("
-        gs_pitr prune --keep-full 7
+        gs_pitr prune --keep-full 7 --dry-run
         gs_pitr prune --keep-full 7 --keep-days 30 --yes"))]
     Prune(PruneArgs),
     /// Read stored bytes back and find every damage

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::failure::{Failure, Result};
+use crate::journalled;
 use crate::printer::Printer;
 use crate::settings::Settings;
 
@@ -43,7 +44,7 @@ impl Drop for Leased {
 impl Leased {
     /// Takes the lease of `scope` for `operation`, run by `command` (such as `gs_pitr restore`), and renews it
     /// in the background. If the last holder let it run out, what it had not finished is fenced first, and
-    /// that is said. If it is lost, `cancel` is cancelled and [`Leased::explain`] says why.
+    /// that is said. If it is lost, `cancel` is cancelled and [`Leased::explain`] and [`Leased::prove`] say why.
     ///
     /// # Errors
     /// A conflict that names the holder, since when and until when; what the store says. Nothing is changed.
@@ -136,13 +137,13 @@ impl Leased {
         }
     }
 
-    /// The reason for a cancellation that a lost lease caused; other failures as they are.
-    pub(crate) fn explain(&self, failure: Failure) -> Failure {
-        match self.lost.get() {
-            Some(lost) if failure.kind == ErrorKind::Cancelled => {
-                let changed = failure.changed;
-                lost.clone().changed_if(changed)
-            }
+    /// The failure that a command ends with: if it was cancelled because the lease was lost (by us, or by an agent that the taker told to stop), that is why.
+    pub(crate) async fn explain(&self, failure: Failure) -> Failure {
+        if failure.kind != ErrorKind::Cancelled {
+            return failure;
+        }
+        match self.prove().await {
+            Err(lost) if lost.kind == ErrorKind::Conflict => lost.changed_if(failure.changed),
             _ => failure,
         }
     }
@@ -220,35 +221,9 @@ fn request(
         scope,
         operation,
         backup_id,
-        holder: holder(command),
+        holder: journalled::ourselves(command),
         ttl: settings.lease_ttl(),
     }
-}
-
-/// Who we are, in a person's words.
-fn holder(command: &str) -> Holder {
-    let uid = rustix::process::geteuid().as_raw();
-    let user = std::fs::read_to_string("/etc/passwd")
-        .ok()
-        .and_then(|passwd| user_name(&passwd, uid));
-    Holder {
-        host: rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned(),
-        user: user.unwrap_or_else(|| uid.to_string()),
-        pid: std::process::id(),
-        command: command.to_owned(),
-    }
-}
-
-fn user_name(passwd: &str, uid: u32) -> Option<String> {
-    let uid = uid.to_string();
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
-    })
 }
 
 /// Says what a predecessor left and what became of it.
@@ -296,18 +271,4 @@ fn tell(predecessor: &Lease, fenced: &Fenced, printer: &Printer) {
         "message": message,
     });
     printer.event("took-over", fields, Some(&format!("warning: {message}")));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_holder_is_somebody() {
-        let holder = holder("gs_pitr backup");
-        assert!(!holder.host.is_empty() && !holder.user.is_empty());
-        let passwd = "root:x:0:0::/root:/bin/sh\nada:x:1000:1000::/:/bin/sh\n";
-        assert_eq!(user_name(passwd, 1000).as_deref(), Some("ada"));
-        assert_eq!(user_name(passwd, 7), None);
-    }
 }

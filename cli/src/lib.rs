@@ -8,11 +8,11 @@ mod coordinator;
 mod exit;
 mod failure;
 mod journalled;
-#[expect(dead_code, reason = "the commands that take leases come next")]
 mod leased;
 mod mirrored;
 mod operations;
 mod printer;
+mod removal;
 mod repo;
 mod settings;
 mod signals;

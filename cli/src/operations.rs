@@ -102,6 +102,13 @@ impl Live {
         self.names()
     }
 
+    /// Cancels an operation that another began, and waits for its end. Whether it has ended.
+    pub(crate) async fn cancel_stray(agent: &Agent, operation: Uuid) -> bool {
+        timeout(END_WITHIN, cancel(agent, operation))
+            .await
+            .is_ok_and(|ended| ended)
+    }
+
     /// Cancels those on one agent. Whether all of them have ended.
     pub(crate) async fn cancel_on(&self, agent: &Arc<Agent>, printer: &Printer) -> bool {
         let on = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);

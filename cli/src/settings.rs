@@ -122,7 +122,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, env = "GS_PITR_AGENT_TIMEOUT", hide_env_values = true, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     agent_timeout: Option<u32>,
-    /// Seconds after which another may take over what this command was doing when it died [default: 60]
+    /// Seconds until another may take over from this command if it dies [default: 60]
     #[arg(long, global = true, env = "GS_PITR_LEASE_TTL", hide_env_values = true, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(MIN_LEASE_TTL..=3600))]
     lease_ttl: Option<u32>,
@@ -192,6 +192,19 @@ pub(crate) struct TransferArgs {
     bandwidth: Option<ByteRate>,
 }
 
+/// What `prune` keeps.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct RetentionArgs {
+    /// Keep the newest N full backups, and the increments on them
+    #[arg(long, env = "GS_PITR_KEEP_FULL", hide_env_values = true, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    keep_full: Option<u32>,
+    /// Keep backups that are not older than N days
+    #[arg(long, env = "GS_PITR_KEEP_DAYS", hide_env_values = true, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    keep_days: Option<u32>,
+}
+
 /// Compression, for the commands that write.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct LevelArgs {
@@ -223,6 +236,8 @@ pub(crate) struct Options {
     jobs: Option<u32>,
     bandwidth: Option<ByteRate>,
     level: Option<i32>,
+    keep_full: Option<u32>,
+    keep_days: Option<u32>,
 }
 
 impl Options {
@@ -260,6 +275,8 @@ impl Options {
             jobs: self.jobs.or(lower.jobs),
             bandwidth: self.bandwidth.or(lower.bandwidth),
             level: self.level.or(lower.level),
+            keep_full: self.keep_full.or(lower.keep_full),
+            keep_days: self.keep_days.or(lower.keep_days),
         }
     }
 }
@@ -293,6 +310,16 @@ impl From<&TransferArgs> for Options {
             nodes: args.nodes.clone(),
             jobs: args.jobs,
             bandwidth: args.bandwidth,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&RetentionArgs> for Options {
+    fn from(args: &RetentionArgs) -> Self {
+        Self {
+            keep_full: args.keep_full,
+            keep_days: args.keep_days,
             ..Self::default()
         }
     }
@@ -457,6 +484,16 @@ impl Settings {
     /// Bytes a second; `None`: no limit.
     pub(crate) fn bandwidth(&self) -> Option<u64> {
         self.options.bandwidth.map(|rate| rate.0)
+    }
+
+    /// How many of the newest full backups `prune` keeps.
+    pub(crate) fn keep_full(&self) -> Option<u32> {
+        self.options.keep_full
+    }
+
+    /// How many days `prune` keeps backups.
+    pub(crate) fn keep_days(&self) -> Option<u32> {
+        self.options.keep_days
     }
 
     /// zstd level.

@@ -15,6 +15,7 @@ pub mod frame;
 pub mod index;
 pub mod meter;
 pub mod pack;
+pub mod probe;
 pub mod retry;
 pub mod store;
 mod threads;

@@ -11,6 +11,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 
 pub mod s3;
+mod version;
+
+pub use version::{Hold, ObjectVersion, Undeleted, VersionId};
 
 /// The name of an object, relative to the repository's prefix.
 ///
@@ -278,11 +281,68 @@ pub trait ObjectStore: Send + Sync + fmt::Debug + 'static {
     /// No key may be another's followed by `/` and more: MinIO stores such an object and does not list it.
     fn list(&self, prefix: &str) -> BoxStream<'static, Result<ObjectMeta, StoreError>>;
 
-    /// Deletes objects; one that does not exist counts as deleted. Returns those that could not be.
+    /// Deletes objects; one that does not exist counts as deleted. Returns those that could not be. A store
+    /// that keeps versions only hides them: see [`ObjectStore::delete_versions`].
     ///
     /// # Errors
     /// If the request as a whole failed; some objects may have been deleted.
     async fn delete(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError>;
+
+    /// All versions, and all markers of deletions, of the objects whose key begins with `prefix`, keys in no
+    /// particular order. Of a store that keeps no versions: what [`ObjectStore::list`] says. The stream ends
+    /// after an error.
+    fn list_versions(&self, prefix: &str) -> BoxStream<'static, Result<ObjectVersion, StoreError>> {
+        let listed = self.list(prefix);
+        listed.map(|object| object.map(ObjectVersion::only)).boxed()
+    }
+
+    /// Deletes versions (and markers) for good; what does not exist counts as deleted. A pair without a
+    /// version is for stores that keep none. Returns those that were not deleted: something holds them, see
+    /// [`ObjectStore::hold`], or the right to delete them is missing.
+    ///
+    /// # Errors
+    /// If a request as a whole failed; some of the versions may have been deleted.
+    async fn delete_versions(
+        &self,
+        versions: &[(Key, Option<VersionId>)],
+    ) -> Result<Vec<Undeleted>, StoreError> {
+        let keys: Vec<Key> = versions.iter().map(|(key, _)| key.clone()).collect();
+        let left = self.delete(&keys).await?.into_iter();
+        let left = left.filter_map(|error| {
+            let key = keys.iter().find(|key| key.as_str() == error.detail().key);
+            // A refusal that names none of them is about all.
+            let key = key.or(keys.first())?.clone();
+            let version = None;
+            Some(Undeleted {
+                key,
+                version,
+                error,
+            })
+        });
+        Ok(left.collect())
+    }
+
+    /// Whether the store may hold objects back from deletion at all, so that it is worth asking for each.
+    ///
+    /// # Errors
+    /// If the store cannot be asked.
+    async fn holds_objects(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// What holds this version back from deletion, if anything does.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] if there is no such version.
+    async fn hold(
+        &self,
+        key: &Key,
+        version: Option<&VersionId>,
+    ) -> Result<Option<Hold>, StoreError> {
+        self.head(key).await?;
+        let _ = version;
+        Ok(None)
+    }
 
     /// Begins a multipart upload (SHA-256 of every part required).
     ///

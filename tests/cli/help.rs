@@ -109,7 +109,7 @@ fn global_options() {
             [env: GS_PITR_AGENT_TIMEOUT]
 
         --lease-ttl <SECONDS>
-            Seconds after which another may take over what this command was doing when it died [default: 60]
+            Seconds until another may take over from this command if it dies [default: 60]
 
             [env: GS_PITR_LEASE_TTL]
 

@@ -105,7 +105,7 @@ fn assert_no_backup(fleet: &Fleet) {
     let listed = fleet.run(&["show", "--output", "json"]).good().result();
     let mut backups = listed["backups"].as_array().unwrap().iter();
     assert!(
-        backups.all(|backup| backup["status"] == "unfinished"),
+        backups.all(|backup| backup["status"] == "abandoned"),
         "{listed}"
     );
 }

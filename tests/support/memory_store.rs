@@ -14,15 +14,22 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use pipeline::store::{
-    Detail, Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreError, UploadId,
+    Detail, Hold, Key, ObjectBody, ObjectMeta, ObjectStore, ObjectVersion, Part, Sha256Digest,
+    StoreError, Undeleted, UploadId, VersionId,
 };
 use sha2::{Digest as _, Sha256};
+
+use self::versions::Versioning;
+
+mod versions;
 
 #[derive(Debug, Clone)]
 struct Object {
     body: Bytes,
     checksum: String,
     written: SystemTime,
+    version: u64,
+    locked: Option<SystemTime>,
 }
 
 #[derive(Debug)]
@@ -36,6 +43,7 @@ struct State {
     objects: BTreeMap<Key, Object>,
     uploads: BTreeMap<String, Upload>,
     next_upload: u64,
+    versioning: Versioning,
     /// How far the store's clock is ahead of this machine's, or where it stands still.
     ahead: Duration,
     stopped: Option<SystemTime>,
@@ -44,6 +52,17 @@ struct State {
 impl State {
     fn now(&self) -> SystemTime {
         self.stopped.unwrap_or_else(SystemTime::now) + self.ahead
+    }
+
+    fn object(&mut self, body: Bytes, checksum: String) -> Object {
+        let written = self.now();
+        Object {
+            body,
+            checksum,
+            written,
+            version: self.versioning.next(),
+            locked: self.versioning.lock.map(|lock| written + lock),
+        }
     }
 }
 
@@ -78,15 +97,8 @@ impl MemoryStore {
         match body {
             Some(body) => {
                 let checksum = BASE64.encode(Sha256::digest(&body));
-                let written = state.now();
-                state.objects.insert(
-                    key.clone(),
-                    Object {
-                        body,
-                        checksum,
-                        written,
-                    },
-                );
+                let object = state.object(body, checksum);
+                state.objects.insert(key.clone(), object);
             }
             None => {
                 state.objects.remove(key);
@@ -148,12 +160,8 @@ impl ObjectStore for MemoryStore {
             )));
         }
         let checksum = BASE64.encode(Sha256::digest(&body));
-        let object = Object {
-            // A real store does not hold on to the sender's buffers.
-            body: Bytes::copy_from_slice(&body),
-            checksum,
-            written: state.now(),
-        };
+        // A real store does not hold on to the sender's buffers.
+        let object = state.object(Bytes::copy_from_slice(&body), checksum);
         let answer = meta(key, &object);
         state.objects.insert(key.clone(), object);
         Ok(answer)
@@ -211,9 +219,42 @@ impl ObjectStore for MemoryStore {
     async fn delete(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError> {
         let mut state = self.state();
         for key in keys {
-            state.objects.remove(key);
+            state.hide(key);
         }
         Ok(Vec::new())
+    }
+
+    fn list_versions(&self, prefix: &str) -> BoxStream<'static, Result<ObjectVersion, StoreError>> {
+        let found = self.state().versions(prefix).into_iter().map(Ok);
+        futures_util::stream::iter(found.collect::<Vec<_>>()).boxed()
+    }
+
+    async fn delete_versions(
+        &self,
+        versions: &[(Key, Option<VersionId>)],
+    ) -> Result<Vec<Undeleted>, StoreError> {
+        let mut state = self.state();
+        let mut left = Vec::new();
+        for (key, version) in versions {
+            match version {
+                None => state.hide(key),
+                Some(version) => left.extend(state.delete_version(key, version).err()),
+            }
+        }
+        Ok(left)
+    }
+
+    async fn holds_objects(&self) -> Result<bool, StoreError> {
+        Ok(self.state().versioning.lock.is_some())
+    }
+
+    async fn hold(
+        &self,
+        key: &Key,
+        version: Option<&VersionId>,
+    ) -> Result<Option<Hold>, StoreError> {
+        let state = self.state();
+        Ok(version.and_then(|version| state.hold(key, version)))
     }
 
     async fn create_upload(&self, key: &Key) -> Result<UploadId, StoreError> {
@@ -303,11 +344,7 @@ impl ObjectStore for MemoryStore {
             digests.update(Sha256::digest(bytes));
         }
         let checksum = format!("{}-{}", BASE64.encode(digests.finalize()), parts.len());
-        let object = Object {
-            body: body.into(),
-            checksum,
-            written: state.now(),
-        };
+        let object = state.object(body.into(), checksum);
         let answer = meta(key, &object);
         state.uploads.remove(&upload.0);
         state.objects.insert(key.clone(), object);

@@ -328,6 +328,9 @@ pub struct OperationStatus {
     pub operation: Uuid,
     /// `backup` or `restore`.
     pub kind: String,
+    /// The backup that it is a part of, or restores.
+    #[serde(default)]
+    pub backup_id: Option<BackupId>,
     /// Where it stands.
     pub phase: Phase,
     /// When it began (UTC).

@@ -283,6 +283,7 @@ impl OperationLog {
         OperationStatus {
             operation: self.operation,
             kind: self.kind.to_owned(),
+            backup_id: None,
             phase: state.phase,
             started: self.started,
             ended: state.ended,

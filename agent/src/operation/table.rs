@@ -8,6 +8,7 @@ use agent_api::{
     ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, RepositoryAccess, RestoreSpec,
     StartOperation,
 };
+use catalog::ids::BackupId;
 use futures_util::future::BoxFuture;
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -90,6 +91,7 @@ pub struct Operation {
     /// Of the request that started it, to know it again without keeping it.
     request: [u8; 32],
     claim: Claim,
+    backup_id: BackupId,
     log: Arc<OperationLog>,
     cancel: CancellationToken,
     /// Why it was cancelled; the first reason counts.
@@ -109,7 +111,10 @@ impl Operation {
     /// The operation as it stands.
     #[must_use]
     pub fn status(&self) -> OperationStatus {
-        self.log.status()
+        OperationStatus {
+            backup_id: Some(self.backup_id.clone()),
+            ..self.log.status()
+        }
     }
 
     /// Asks it to stop, for `reason`; nothing happens if it has ended. It ends soon after.
@@ -287,9 +292,9 @@ impl OperationTable {
         store: Arc<dyn ObjectStore>,
     ) -> (Arc<Operation>, BoxFuture<'static, Result<(), ApiError>>) {
         let id = request.operation;
-        let kind = match &request.spec {
-            OperationSpec::Backup(_) => "backup",
-            OperationSpec::Restore(_) => "restore",
+        let (kind, backup_id) = match &request.spec {
+            OperationSpec::Backup(spec) => ("backup", spec.backup_id.clone()),
+            OperationSpec::Restore(spec) => ("restore", spec.backup_id.clone()),
         };
         let meter = Arc::new(Meter::default());
         let log = OperationLog::new(id, kind, Arc::clone(&meter));
@@ -321,6 +326,7 @@ impl OperationTable {
             id,
             request: digest,
             claim,
+            backup_id,
             log,
             cancel,
             reason: Mutex::default(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use agent_api::identity::OPERATOR_URI;
 use agent_api::{
-    API_VERSION, ApiError, Bandwidth, ErrorKind, Health, MarkRequest, MarkResult, NodeFacts,
-    ObserveRequest, Observed, OpenRequest, OperationStatus, StartOperation,
+    API_VERSION, ApiError, Bandwidth, CheckReport, CheckRequest, ErrorKind, Health, MarkRequest,
+    MarkResult, NodeFacts, ObserveRequest, Observed, OpenRequest, OperationStatus, RaceRequest,
+    RaceResult, StartOperation,
 };
 use axum::extract::{Request, State};
 use axum::http::{Uri, header};
@@ -16,7 +17,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use jiff::Timestamp;
 
+use crate::check::Checker;
 use crate::config::Config;
+use crate::engine::direct;
 use crate::facts;
 use crate::operation::table::OperationTable;
 use crate::serve::body::{Body, Id, Refusal, usage};
@@ -41,6 +44,8 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
     let router = Router::new()
         .route("/v1/health", get(health))
         .route("/v1/node", get(node))
+        .route("/v1/check", post(check))
+        .route("/v1/check/race", post(race))
         .route("/v1/operations", get(list).post(start))
         .route("/v1/operations/{id}", get(status))
         .route("/v1/operations/{id}/events", get(events))
@@ -122,6 +127,25 @@ async fn health(State(app): State<App>) -> Json<Health> {
 
 async fn node(State(app): State<App>) -> Json<NodeFacts> {
     Json(facts::gather(&app.config).await)
+}
+
+fn checker(app: &App) -> Checker {
+    let running = app.operations.list().into_iter();
+    let running = running.filter(|operation| !operation.phase.is_end());
+    Checker {
+        config: Arc::clone(&app.config),
+        slots_in_use: running
+            .map(|operation| direct::slot::name_of(operation.operation))
+            .collect(),
+    }
+}
+
+async fn check(State(app): State<App>, Body(request): Body<CheckRequest>) -> Answer<CheckReport> {
+    Ok(Json(checker(&app).check(request).await?))
+}
+
+async fn race(State(app): State<App>, Body(request): Body<RaceRequest>) -> Answer<RaceResult> {
+    Ok(Json(checker(&app).race(request).await?))
 }
 
 async fn list(State(app): State<App>) -> Json<Vec<OperationStatus>> {

@@ -1,12 +1,14 @@
 //! `gs_pitr backup`: every node's copy and one point, then the manifest.
 
 mod commit;
+mod ending;
 mod nodes;
 
 use agent_api::{BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, StartOperation};
-use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::journal::OperationJournal;
+use catalog::model::{Manifest, Point};
+use catalog::{Catalog, CatalogError};
 use clap::Args;
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -18,6 +20,7 @@ use crate::coordinator::direct::Direct;
 use crate::coordinator::{Coordinator, Moment};
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
+use crate::leased::Leased;
 use crate::mirrored;
 use crate::operations::{Live, Operation, all_or_cancel};
 use crate::printer::Printer;
@@ -128,9 +131,46 @@ impl Job<'_> {
         let catalog = self
             .unless_cancelled(repo::open_or_create(self.settings, self.operation))
             .await?;
-        let choices = nodes::matched(&catalog, &hosts, self.args).await?;
+        let leased = self.leased(&catalog).await?;
+        let outcome = self.under_lease(&catalog, hosts, &leased).await;
+        let outcome = match outcome {
+            Err(failure) => Err(leased.explain(failure).await),
+            Ok(()) => Ok(()),
+        };
+        // What is open runs out instead: whoever takes the lease over then fences it.
+        if !outcome.as_ref().is_err_and(|failure| failure.unfinished) {
+            leased.release().await;
+        }
+        outcome
+    }
+
+    /// Taken before nodes are matched and registered, so that two commands cannot register one database twice.
+    async fn leased(&self, catalog: &Catalog) -> Result<Leased> {
+        let (id, operation) = (&self.backup, self.operation);
+        Leased::take_for_backup(
+            catalog,
+            id,
+            operation,
+            self.settings,
+            self.printer,
+            &self.cancel,
+        )
+        .await
+    }
+
+    async fn under_lease(
+        &self,
+        catalog: &Catalog,
+        hosts: Vec<agents::Host>,
+        leased: &Leased,
+    ) -> Result<()> {
+        ending::strays(catalog, &hosts, self.printer, &self.cancel).await;
+        let choices = nodes::matched(catalog, &hosts, self.args).await?;
+        if !choices.iter().all(nodes::Choice::is_known) {
+            leased.prove().await?;
+        }
         // From here on something may be left in the bucket, whatever happens.
-        let outcome = self.in_repository(&catalog, hosts, choices).await;
+        let outcome = self.in_repository(catalog, hosts, choices, leased).await;
         outcome.map_err(|failure| {
             failure.changed_if(true).next(
                 "run the command again; what is left in the bucket is no backup and does no harm",
@@ -143,6 +183,7 @@ impl Job<'_> {
         catalog: &Catalog,
         hosts: Vec<agents::Host>,
         choices: Vec<nodes::Choice>,
+        leased: &Leased,
     ) -> Result<()> {
         let journalled = Journalled {
             operation: self.operation,
@@ -152,14 +193,15 @@ impl Job<'_> {
         };
         let text = format!("backup {} of {} nodes", self.backup, hosts.len());
         let work = async |_: &OperationJournal| {
-            let outcome = self.copy_and_commit(catalog, hosts, choices).await;
-            if outcome.is_err() {
-                let left = self.live.cancel_all(self.printer).await;
-                if !left.is_empty() {
-                    tracing::info!(?left, "operations left to end by themselves");
-                }
+            let outcome = self.copy_and_commit(catalog, hosts, choices, leased).await;
+            let Err(failure) = outcome else {
+                return Ok(());
+            };
+            let left = self.live.cancel_all(self.printer).await;
+            if !left.is_empty() {
+                tracing::info!(?left, "operations left to end by themselves");
             }
-            outcome
+            Err(ending::given_up(catalog, &self.backup, self.operation, failure).await)
         };
         journalled
             .run(catalog, self.printer, Some(&text), work)
@@ -171,6 +213,7 @@ impl Job<'_> {
         catalog: &Catalog,
         hosts: Vec<agents::Host>,
         choices: Vec<nodes::Choice>,
+        leased: &Leased,
     ) -> Result<()> {
         let parts = nodes::registered(catalog, hosts, choices, self.operation).await?;
         let copies = all_or_cancel(&parts, &self.cancel, |part, cancel| async move {
@@ -181,7 +224,8 @@ impl Job<'_> {
             .mark(&copies, &self.cancel)
             .await?;
         let shipped = self.shipped(&mut copies).await?;
-        let manifest = self.committed(catalog, &moment, &parts, shipped).await?;
+        let documents = self.documents(&moment, &parts, shipped)?;
+        let manifest = self.committed(catalog, documents, leased).await?;
         let seconds: Vec<_> = copies.iter().map(Operation::copied).collect();
         self.released(copies).await;
         mirrored::refresh(catalog, self.settings, self.printer).await;
@@ -245,18 +289,12 @@ impl Job<'_> {
         .await
     }
 
-    /// Writes point and manifest. From here on nothing is cancelled: half of it helps nobody, and each
-    /// request has a deadline of its own.
-    async fn committed(
+    fn documents(
         &self,
-        catalog: &Catalog,
         moment: &Moment,
         parts: &[Part],
         shipped: Vec<OperationStatus>,
-    ) -> Result<catalog::model::Manifest> {
-        if self.cancel.is_cancelled() {
-            return Err(Failure::cancelled());
-        }
+    ) -> Result<(Point, Manifest)> {
         let label = self.args.label.clone();
         let head = commit::Head {
             operation: self.operation,
@@ -264,20 +302,31 @@ impl Job<'_> {
             started: self.started,
             label,
         };
-        let (point, manifest) = commit::documents(head, moment, parts, shipped)?;
+        commit::documents(head, moment, parts, shipped)
+    }
+
+    /// Writes point and manifest. From here on nothing is cancelled: half of it helps nobody, and each
+    /// request has a deadline of its own.
+    async fn committed(
+        &self,
+        catalog: &Catalog,
+        (point, manifest): (Point, Manifest),
+        leased: &Leased,
+    ) -> Result<Manifest> {
+        if self.cancel.is_cancelled() {
+            return Err(Failure::cancelled());
+        }
+        leased.prove().await?;
         catalog.put_point(&point).await?;
-        let committed = catalog.commit_backup(&manifest).await.map_err(|error| {
-            let unknown = matches!(
-                &error,
-                catalog::CatalogError::Store(pipeline::store::StoreError::UnknownOutcome(_))
-            );
-            let failure = Failure::from(error);
-            if unknown {
-                failure.next(format!("gs_pitr show {}", self.backup))
-            } else {
-                failure
+        let committed = match catalog.commit_backup(&manifest).await {
+            Ok(committed) => committed,
+            // Somebody took our lease over between the proof and this: the lease says who.
+            Err(error @ CatalogError::Abandoned { .. }) => {
+                leased.prove().await?;
+                return Err(Failure::new(ErrorKind::Conflict, error.to_string()));
             }
-        })?;
+            Err(error) => return Err(error.into()),
+        };
         if let Err(error) = committed.logged {
             let message =
                 format!("the backup exists, but its log entry could not be written: {error}");

@@ -31,6 +31,11 @@ impl NodeBar {
         }
     }
 
+    /// Shows a word of its own in place of a phase.
+    pub(crate) fn says(&self, what: &'static str) {
+        self.bar.set_message(what);
+    }
+
     /// Shows how far it is.
     pub(crate) fn progress(&self, progress: &Progress) {
         self.bar

@@ -29,7 +29,10 @@ use self::client::SignDigest;
 pub use self::credentials::CredentialSource;
 use self::credentials::Provider;
 use self::failure::{Failure, Subject};
-use super::{Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreError, UploadId};
+use super::{
+    Hold, Key, ObjectBody, ObjectMeta, ObjectStore, ObjectVersion, Part, Sha256Digest, StoreError,
+    Undeleted, UploadId, VersionId,
+};
 
 mod attempts;
 mod body;
@@ -39,6 +42,7 @@ mod credentials;
 mod failure;
 mod listing;
 mod multipart;
+mod versions;
 
 /// Bodies above this many bytes are hashed off the I/O threads.
 const HASH_INLINE: usize = 256 << 10;
@@ -486,6 +490,29 @@ impl ObjectStore for S3Store {
 
     async fn delete(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError> {
         self.delete_all(keys).await
+    }
+
+    fn list_versions(&self, prefix: &str) -> BoxStream<'static, Result<ObjectVersion, StoreError>> {
+        self.versions(prefix)
+    }
+
+    async fn delete_versions(
+        &self,
+        versions: &[(Key, Option<VersionId>)],
+    ) -> Result<Vec<Undeleted>, StoreError> {
+        self.delete_each_version(versions).await
+    }
+
+    async fn holds_objects(&self) -> Result<bool, StoreError> {
+        self.has_object_lock().await
+    }
+
+    async fn hold(
+        &self,
+        key: &Key,
+        version: Option<&VersionId>,
+    ) -> Result<Option<Hold>, StoreError> {
+        self.hold_of(key, version).await
     }
 
     async fn create_upload(&self, key: &Key) -> Result<UploadId, StoreError> {

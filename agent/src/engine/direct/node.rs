@@ -34,6 +34,66 @@ pub struct Node {
     pub argv: Vec<String>,
 }
 
+/// What is read of a data directory before a backup begins.
+#[derive(Debug)]
+pub struct Looked {
+    /// The data directory, links followed.
+    pub pgdata: PathBuf,
+    /// Its control file.
+    pub control: ControlFile,
+    /// Configuration from outside it.
+    pub attachments: Vec<Attachment>,
+    /// Arguments that the server was started with.
+    pub argv: Vec<String>,
+}
+
+impl Looked {
+    /// Reads it. `configured` is the data directory that the agent was told, `facts` what the server says.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Database`] if the server's data directory is not that one, is not on this host, or
+    /// cannot be read.
+    pub fn read(configured: Option<&Path>, facts: &ServerFacts) -> Result<Self, ApiError> {
+        let pgdata = data_directory(configured, Path::new(&facts.data_directory))?;
+        let control = control::read(&pgdata).map_err(errors::copy)?.parsed;
+        if control.system_identifier != facts.system_identifier {
+            return Err(elsewhere(&pgdata));
+        }
+        let absolute = |path: &str| pgdata.join(path);
+        let files = &facts.files;
+        let config = ConfigFiles {
+            config: absolute(&files.config_file),
+            hba: absolute(&files.hba_file),
+            ident: absolute(&files.ident_file),
+            sources: files.sources.iter().map(|path| absolute(path)).collect(),
+        };
+        let attachments = attachments::find(&pgdata, &config).map_err(errors::copy)?;
+        let opts = std::fs::read(pgdata.join("postmaster.opts")).unwrap_or_default();
+        let argv = attachments::argv(&String::from_utf8_lossy(&opts));
+        Ok(Self {
+            pgdata,
+            control,
+            attachments,
+            argv,
+        })
+    }
+}
+
+/// Whether a WAL segment fits in `memory` bytes: it is verified in memory before it is sent, and read back whole.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] with the setting that would do.
+pub fn fits_memory(facts: &ServerFacts, memory: u64) -> Result<(), ApiError> {
+    if facts.wal_segment_size <= memory / 2 {
+        return Ok(());
+    }
+    let mib = facts.wal_segment_size >> 20;
+    let message = format!("WAL segments of {mib} MiB do not fit in the agent's memory budget");
+    Err(ApiError::new(ErrorKind::Usage, message)
+        .next(format!("start the agent with --memory {}", 2 * mib + 64)))
+}
+
 impl Node {
     /// Logs in and looks. Changes nothing.
     ///
@@ -66,36 +126,16 @@ impl Node {
             return Err(ApiError::new(ErrorKind::Database, message)
                 .next("back up the primary of this shard"));
         }
-        // A segment is verified in memory before it is sent, and read back whole.
-        if facts.wal_segment_size > cx.budget.total_bytes() as u64 / 2 {
-            let mib = facts.wal_segment_size >> 20;
-            let message =
-                format!("WAL segments of {mib} MiB do not fit in the agent's memory budget");
-            return Err(ApiError::new(ErrorKind::Usage, message)
-                .next(format!("start the agent with --memory {}", 2 * mib + 64)));
-        }
-        let configured = cx.config.pgdata.clone();
-        let files = facts.files.clone();
-        let (directory, identifier) = (facts.data_directory.clone(), facts.system_identifier);
-        let looked = tokio::task::spawn_blocking(move || {
-            let pgdata = data_directory(configured.as_deref(), Path::new(&directory))?;
-            let control = control::read(&pgdata).map_err(errors::copy)?.parsed;
-            if control.system_identifier != identifier {
-                return Err(elsewhere(&pgdata));
-            }
-            let absolute = |path: &str| pgdata.join(path);
-            let config = ConfigFiles {
-                config: absolute(&files.config_file),
-                hba: absolute(&files.hba_file),
-                ident: absolute(&files.ident_file),
-                sources: files.sources.iter().map(|path| absolute(path)).collect(),
-            };
-            let attachments = attachments::find(&pgdata, &config).map_err(errors::copy)?;
-            let opts = std::fs::read(pgdata.join("postmaster.opts")).unwrap_or_default();
-            let argv = attachments::argv(&String::from_utf8_lossy(&opts));
-            Ok((pgdata, control, attachments, argv))
-        });
-        let (pgdata, control, attachments, argv) = looked.await.map_err(errors::internal)??;
+        fits_memory(&facts, cx.budget.total_bytes() as u64)?;
+        let (configured, about) = (cx.config.pgdata.clone(), facts.clone());
+        let looked =
+            tokio::task::spawn_blocking(move || Looked::read(configured.as_deref(), &about));
+        let Looked {
+            pgdata,
+            control,
+            attachments,
+            argv,
+        } = looked.await.map_err(errors::internal)??;
         Ok(Self {
             options,
             sql,

@@ -17,7 +17,7 @@ use crate::database::connect_options;
 use crate::engine::errors;
 
 /// What our slots' names begin with.
-const PREFIX: &str = "gs_pitr_";
+pub(crate) const PREFIX: &str = "gs_pitr_";
 /// How often a drop is tried, and how long we wait before the next time.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -146,13 +146,15 @@ pub async fn sweep(config: &Config) -> Result<Vec<String>, ApiError> {
     Ok(dropped)
 }
 
-fn name_of(operation: Uuid) -> String {
+/// Name of an operation's slot.
+pub(crate) fn name_of(operation: Uuid) -> String {
     // The random end: the beginning of a version 7 id is the time, the same for a minute.
     let id = operation.simple().to_string();
     format!("{PREFIX}{}", &id[id.len() - 8..])
 }
 
-fn is_ours(name: &str) -> bool {
+/// Whether a slot is ours, by its name.
+pub(crate) fn is_ours(name: &str) -> bool {
     name.strip_prefix(PREFIX)
         .is_some_and(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()))
 }

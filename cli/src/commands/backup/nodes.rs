@@ -33,6 +33,13 @@ pub(super) enum Choice {
     New,
 }
 
+impl Choice {
+    /// Whether nothing has to be registered for it.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self, Self::Known(..))
+    }
+}
+
 /// Refuses choices that name no agent of `--nodes`, or one twice.
 pub(super) fn check_choices(args: &BackupArgs, addresses: &[Address]) -> Result<()> {
     let named = args

@@ -1,6 +1,5 @@
-//! Listing and deleting, page by page.
+//! Listing, page by page.
 
-use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use futures_util::StreamExt as _;
 use futures_util::TryStreamExt as _;
 use futures_util::stream::{self, BoxStream};
@@ -8,9 +7,6 @@ use futures_util::stream::{self, BoxStream};
 use super::failure::Subject;
 use super::{S3Store, plain_etag, time};
 use crate::store::{Key, ObjectMeta, StoreError};
-
-/// Most keys in one request to delete: S3's limit.
-const DELETE_AT_ONCE: usize = 1000;
 
 /// Where a listing stands.
 struct Listing {
@@ -41,58 +37,6 @@ impl S3Store {
         stream::try_unfold(listing, Listing::page)
             .into_stream()
             .boxed()
-    }
-
-    pub(super) async fn delete_all(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError> {
-        let mut refused = Vec::new();
-        for batch in keys.chunks(DELETE_AT_ONCE) {
-            refused.extend(self.delete_batch(batch).await?);
-        }
-        Ok(refused)
-    }
-
-    async fn delete_batch(&self, batch: &[Key]) -> Result<Vec<StoreError>, StoreError> {
-        let subject = Subject {
-            operation: "delete",
-            key: batch.first().map_or("", Key::as_str),
-        };
-        let invalid = |words: String| StoreError::Invalid(subject.detail(words));
-        let objects: Result<Vec<_>, _> = batch
-            .iter()
-            .map(|key| {
-                ObjectIdentifier::builder()
-                    .key(self.name(key.as_str()))
-                    .build()
-            })
-            .collect();
-        let delete = Delete::builder()
-            .set_objects(Some(objects.map_err(|error| invalid(error.to_string()))?))
-            .quiet(true)
-            .build()
-            .map_err(|error| invalid(error.to_string()))?;
-        let answer = self
-            .ask(subject, || {
-                self.shared
-                    .client
-                    .delete_objects()
-                    .bucket(self.bucket())
-                    .delete(delete.clone())
-                    .send()
-            })
-            .await?;
-        let refused = answer.errors().iter().filter_map(|error| {
-            let name = error.key().unwrap_or_default();
-            let key = self.key_of(name);
-            let subject = Subject {
-                operation: "delete",
-                key: key.as_ref().map_or(name, Key::as_str),
-            };
-            subject.refused(
-                error.code().unwrap_or_default(),
-                error.message().unwrap_or_default(),
-            )
-        });
-        Ok(refused.collect())
     }
 }
 
