@@ -36,7 +36,6 @@ impl Checker {
             findings.extend(store.findings);
             CheckReport {
                 findings,
-                store_now: store.now,
                 store_usable: store.usable,
             }
         });

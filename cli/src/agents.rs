@@ -133,6 +133,11 @@ impl Agent {
         self.address.to_string()
     }
 
+    /// For what is asked once, without patience.
+    pub(crate) fn client(&self) -> &AgentClient {
+        &self.client
+    }
+
     /// The address as it was given.
     pub(crate) fn address(&self) -> &Address {
         &self.address

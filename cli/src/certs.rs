@@ -113,6 +113,12 @@ impl Facts {
         Self::of(&cert).ok_or_else(not_one)
     }
 
+    /// Reads a certificate as it comes over the wire (DER).
+    pub(crate) fn of_der(der: &[u8]) -> Option<Self> {
+        let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+        Self::of(&cert)
+    }
+
     fn of(cert: &X509Certificate<'_>) -> Option<Self> {
         let moment = |time: ASN1Time| Timestamp::from_second(time.timestamp()).ok();
         let name = cert.subject().iter_common_name().next();

@@ -205,6 +205,20 @@ pub(crate) struct RetentionArgs {
     keep_days: Option<u32>,
 }
 
+/// The agents, for commands that move no data.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NodesArgs {
+    /// The agents, one a data node, by their own addresses
+    #[arg(
+        long,
+        env = "GS_PITR_NODES",
+        hide_env_values = true,
+        value_name = "HOST:PORT,...",
+        value_delimiter = ','
+    )]
+    nodes: Option<Vec<Address>>,
+}
+
 /// Compression, for the commands that write.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct LevelArgs {
@@ -325,6 +339,15 @@ impl From<&RetentionArgs> for Options {
     }
 }
 
+impl From<&NodesArgs> for Options {
+    fn from(args: &NodesArgs) -> Self {
+        Self {
+            nodes: args.nodes.clone(),
+            ..Self::default()
+        }
+    }
+}
+
 impl From<&LevelArgs> for Options {
     fn from(args: &LevelArgs) -> Self {
         Self {
@@ -391,6 +414,19 @@ impl Settings {
             Failure::usage("no repository is given")
                 .next("give `--repo s3://BUCKET/PREFIX`, or set `GS_PITR_REPO`")
         })
+    }
+
+    /// Whether a repository is named.
+    pub(crate) fn has_repo(&self) -> bool {
+        self.options.repo.is_some()
+    }
+
+    /// Whether agents are named.
+    pub(crate) fn has_nodes(&self) -> bool {
+        self.options
+            .nodes
+            .as_ref()
+            .is_some_and(|nodes| !nodes.is_empty())
     }
 
     /// The store's endpoint; `None`: AWS's own.

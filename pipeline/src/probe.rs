@@ -105,11 +105,11 @@ pub async fn probe(store: &dyn ObjectStore, keys: &ProbeKeys) -> Probes {
 pub async fn race(
     store: &dyn ObjectStore,
     key: &Key,
-    bodies: &[Bytes],
+    bodies: &[String],
 ) -> Vec<Result<(), ProbeError>> {
     let until = Instant::now() + STEP;
     let creates = bodies.iter().map(|body| async move {
-        let create = store.put_if_absent(key, body.clone());
+        let create = store.put_if_absent(key, Bytes::from(body.clone()));
         match timeout_at(until, create).await {
             Ok(created) => created.map(drop).map_err(ProbeError::from),
             Err(_) => Err(ProbeError::Late(STEP)),

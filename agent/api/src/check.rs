@@ -1,6 +1,5 @@
 //! `POST /v1/check` and `POST /v1/check/race`: will a backup and a restore of this node work?
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -87,6 +86,31 @@ impl Finding {
     }
 }
 
+/// Clocks further apart than so many seconds are told of.
+const SKEW_WARNING: f64 = 5.0;
+/// Further than that, times in the bucket and in certificates mean nothing.
+const SKEW_FAILURE: f64 = 60.0;
+
+/// What comes of the difference of two clocks, in seconds (the other's less ours); `other` is the other in words.
+#[must_use]
+pub fn clock(name: &str, other: &str, seconds: f64) -> Finding {
+    let apart = seconds.abs();
+    let way = if seconds < 0.0 { "behind" } else { "ahead of" };
+    let mend = "run chronyd or another NTP client on both hosts";
+    if apart <= SKEW_WARNING {
+        return Finding::fine(name, format!("{other} and ours are {apart:.1} s apart"));
+    }
+    let message = format!("{other} is {apart:.1} s {way} ours");
+    if apart <= SKEW_FAILURE {
+        return Finding::warning(name, message, mend);
+    }
+    // Of all kinds, the one that such clocks meet first: certificates and signatures are not valid yet, or no more.
+    Finding::failure(
+        name,
+        ApiError::new(ErrorKind::Certificate, message).next(mend),
+    )
+}
+
 /// `POST /v1/check`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,8 +128,6 @@ pub struct CheckRequest {
 pub struct CheckReport {
     /// All that was looked at.
     pub findings: Vec<Finding>,
-    /// The store's clock (UTC), if it was asked and said so.
-    pub store_now: Option<Timestamp>,
     /// Whether the store took and gave back objects: whether it is worth a race.
     pub store_usable: bool,
 }
@@ -133,4 +155,32 @@ pub struct RaceResult {
     pub lost: u32,
     /// What else came back.
     pub errors: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_apart_are_told_and_refused() {
+        for (seconds, level) in [
+            (0.4, Level::Ok),
+            (-5.0, Level::Ok),
+            (5.1, Level::Warning),
+            (-60.0, Level::Warning),
+            (61.0, Level::Failure),
+            (-4000.0, Level::Failure),
+        ] {
+            assert_eq!(
+                clock("clock", "the store's", seconds).level,
+                level,
+                "{seconds}"
+            );
+        }
+        assert!(
+            clock("clock", "the store's", -9.0)
+                .message
+                .contains("behind")
+        );
+    }
 }

@@ -30,6 +30,6 @@ pub mod error;
 pub mod identity;
 pub mod types;
 
-pub use check::{CheckReport, CheckRequest, Finding, Level, RaceRequest, RaceResult};
+pub use check::{CheckReport, CheckRequest, Finding, Level, RaceRequest, RaceResult, clock};
 pub use error::{ApiError, ErrorKind};
 pub use types::*;

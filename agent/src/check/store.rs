@@ -1,13 +1,11 @@
 //! The store, asked with the agent's own credentials (or those the client lends).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_api::{
     ApiError, CheckRequest, ErrorKind, Finding, RaceRequest, RaceResult, RepositoryAccess,
 };
-use bytes::Bytes;
 use catalog::keys;
-use jiff::Timestamp;
 use pipeline::probe::{self, ProbeError, ProbeKeys};
 use pipeline::store::{Key, StoreError};
 use tokio::time::timeout;
@@ -26,7 +24,6 @@ const CLOCK: Duration = Duration::from_secs(25);
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) findings: Vec<Finding>,
-    pub(super) now: Option<Timestamp>,
     pub(super) usable: bool,
 }
 
@@ -60,6 +57,7 @@ pub(super) async fn check(config: &Config, request: &CheckRequest) -> Seen {
     };
     let (probes, now) = tokio::join!(probe::probe(&*store, &keys), timeout(CLOCK, store.now()));
     let usable = probes.usable();
+    findings.extend(now.ok().and_then(Result::ok).map(its_clock));
     for probe in &probes.all {
         findings.push(finding(probe.name, &probe.result));
     }
@@ -77,14 +75,17 @@ pub(super) async fn check(config: &Config, request: &CheckRequest) -> Seen {
         let mend = "give the agent's credentials s3:AbortMultipartUpload and s3:ListBucketMultipartUploads";
         findings.push(Finding::warning("store uploads", message, mend));
     }
-    Seen {
-        findings,
-        now: now
-            .ok()
-            .and_then(Result::ok)
-            .and_then(|now| Timestamp::try_from(now).ok()),
-        usable,
-    }
+    Seen { findings, usable }
+}
+
+/// The store cuts its time off at whole seconds.
+fn its_clock(now: SystemTime) -> Finding {
+    let ours = SystemTime::now();
+    let apart = match now.duration_since(ours) {
+        Ok(ahead) => ahead.as_secs_f64(),
+        Err(behind) => -behind.duration().as_secs_f64(),
+    };
+    agent_api::clock("store clock", "the store's clock", apart + 0.5)
 }
 
 /// Whose credentials are used.
@@ -164,11 +165,7 @@ pub(super) async fn race(config: &Config, request: &RaceRequest) -> Result<RaceR
     }
     let store = store_access::open(&request.repository, config.credentials.as_ref())?;
     let key = probe_key(request.operation, &format!("race-{}", request.round))?;
-    let bodies: Vec<Bytes> = request
-        .bodies
-        .iter()
-        .map(|body| body.to_string().into())
-        .collect();
+    let bodies: Vec<_> = request.bodies.iter().map(ToString::to_string).collect();
     let mut result = RaceResult {
         won: Vec::new(),
         lost: 0,

@@ -2,7 +2,7 @@
 
 mod commit;
 mod ending;
-mod nodes;
+pub(crate) mod nodes;
 
 use agent_api::{BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, StartOperation};
 use catalog::ids::BackupId;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::BackupArgs;
 use crate::agents::Host;
 use crate::failure::{Failure, Result};
-use crate::settings::values::Address;
+use crate::settings::values::{Address, NodeName};
 
 /// One node of the backup.
 #[derive(Debug)]
@@ -22,9 +22,18 @@ pub(super) struct Part {
     pub(super) epoch: EpochId,
 }
 
+/// What the operator says about which node is which.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Told<'a> {
+    /// `--node-id`
+    pub(crate) node_id: &'a [NodeName],
+    /// `--new-node`
+    pub(crate) new_node: &'a [Address],
+}
+
 /// What is to be done so that an agent's database is a node.
 #[derive(Debug)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     /// It is this one, where it has lived.
     Known(Uuid, EpochId),
     /// It is this one, and lives elsewhere now.
@@ -78,7 +87,6 @@ fn server(host: &Host) -> Result<&ServerFacts> {
 /// Refuses what can be seen to go wrong before anything is written: no database, a standby, the same
 /// database twice.
 pub(super) fn check_hosts(hosts: &[Host]) -> Result<()> {
-    let mut seen: Vec<(&str, &str, &Host)> = Vec::new();
     for host in hosts {
         let server = server(host)?;
         let name = host.agent.name();
@@ -87,6 +95,18 @@ pub(super) fn check_hosts(hosts: &[Host]) -> Result<()> {
             let failure = Failure::new(ErrorKind::Database, message).on(name);
             return Err(failure.next("name the agent of its primary in `--nodes`"));
         }
+    }
+    no_database_twice(hosts)
+}
+
+/// Refuses agents of one and the same database. Those without one are passed over.
+pub(crate) fn no_database_twice(hosts: &[Host]) -> Result<()> {
+    let mut seen: Vec<(&str, &str, &Host)> = Vec::new();
+    for host in hosts {
+        let Ok(server) = server(host) else {
+            continue;
+        };
+        let name = host.agent.name();
         let place = (
             host.facts.machine_id.as_str(),
             server.data_directory.as_str(),
@@ -114,7 +134,11 @@ pub(super) async fn matched(
     let mut taken: Vec<(Uuid, String)> = Vec::new();
     for host in hosts {
         let name = host.agent.name();
-        let choice = choose(catalog, host, args)
+        let said = Told {
+            node_id: &args.node_id,
+            new_node: &args.new_node,
+        };
+        let choice = choose(catalog, host, said)
             .await
             .map_err(|failure| failure.on(&*name))?;
         if let Choice::Known(node, _) | Choice::Moved(node) = &choice {
@@ -131,7 +155,11 @@ pub(super) async fn matched(
     Ok(choices)
 }
 
-async fn choose(catalog: &Catalog, host: &Host, args: &BackupArgs) -> Result<Choice> {
+/// Which node a host's database is. Nothing is written.
+///
+/// # Errors
+/// If only the operator can know it, with what to say; what the catalog says.
+pub(crate) async fn choose(catalog: &Catalog, host: &Host, said: Told<'_>) -> Result<Choice> {
     let server = server(host)?;
     let address = host.agent.address();
     let identity = NodeIdentity {
@@ -139,10 +167,10 @@ async fn choose(catalog: &Catalog, host: &Host, args: &BackupArgs) -> Result<Cho
         machine_id: host.facts.machine_id.clone(),
         data_directory: server.data_directory.clone(),
     };
-    if args.new_node.contains(address) {
+    if said.new_node.contains(address) {
         return Ok(Choice::New);
     }
-    if let Some(choice) = args
+    if let Some(choice) = said
         .node_id
         .iter()
         .find(|choice| choice.address == *address)
