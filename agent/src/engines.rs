@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use pipeline::store::ObjectStore;
 use tokio::sync::mpsc;
 
+use crate::cleanup::Cleanup;
 use crate::config::OwnCredentials;
 use crate::operation::table::Engines;
 use crate::operation::{BackupCommand, OperationContext, RestoreCommand};
@@ -17,6 +18,8 @@ use crate::{engine, restore, store_access};
 pub struct RealEngines {
     /// The agent's own S3 credentials.
     pub credentials: Option<OwnCredentials>,
+    /// What was taken away at the agent's start, for the next client.
+    pub cleanup: Cleanup,
 }
 
 impl Engines for RealEngines {
@@ -30,6 +33,9 @@ impl Engines for RealEngines {
         spec: BackupSpec,
         commands: mpsc::Receiver<BackupCommand>,
     ) -> BoxFuture<'static, Result<(), ApiError>> {
+        for told in self.cleanup.take() {
+            cx.report.warning(told);
+        }
         Box::pin(engine::direct::run(cx, spec, commands))
     }
 

@@ -103,5 +103,7 @@ pub fn sql_error(error: &SqlError) -> ApiError {
     };
     let mut shown = ApiError::new(kind, error.to_string());
     shown.next = next;
+    // A server that ended the session is being restarted, or has been.
+    shown.passing = matches!(error, SqlError::Lost { .. } | SqlError::Unreachable { .. });
     shown
 }

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod child;
+pub mod cleanup;
 pub mod config;
 pub mod database;
 pub mod engine;

@@ -3,22 +3,18 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_api::ErrorKind;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use pitr_agent::cleanup::Cleanup;
 use pitr_agent::config::{Config, Settings};
-use pitr_agent::engine::direct;
 use pitr_agent::engines::RealEngines;
 use pitr_agent::operation::table::OperationTable;
 use pitr_agent::serve::{ServeError, Server};
 use pitr_agent::{facts, logging, walget};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-
-/// How long the start may wait for the database.
-const SWEEP: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -128,8 +124,10 @@ fn run(config: &Arc<Config>) -> anyhow::Result<()> {
         .context("cannot start the I/O threads")?;
     runtime.block_on(async {
         let server = Server::bind(Arc::clone(config)).await?;
+        let cleanup = Cleanup::default();
         let engines = RealEngines {
             credentials: config.credentials.clone(),
+            cleanup: cleanup.clone(),
         };
         let operations = OperationTable::new(Arc::clone(config), Arc::new(engines));
         let machine = facts::machine_id();
@@ -140,23 +138,12 @@ fn run(config: &Arc<Config>) -> anyhow::Result<()> {
             tracing::warn!("plain HTTP: every user of this host can give orders");
         }
         if config.pgdata.is_some() {
-            sweep(config).await;
+            cleanup.begin(config).await;
         }
         say(&format!("listening on {}", server.url())).context("cannot write to stdout")?;
         server.run(operations).await?;
         Ok(())
     })
-}
-
-/// Drops what a killed agent left in the database. That the database is not there is no reason not to start.
-async fn sweep(config: &Config) {
-    match tokio::time::timeout(SWEEP, direct::sweep(config)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => {
-            tracing::warn!("did not look for slots that a killed agent left: {error}");
-        }
-        Err(_) => tracing::warn!("the database does not answer: did not look for old slots"),
-    }
 }
 
 fn completions(shell: Shell) -> anyhow::Result<()> {

@@ -25,6 +25,9 @@ pub(crate) struct Failure {
     /// Whether its operation is left for somebody to go on with, so that its journal must stay open.
     #[serde(skip)]
     pub(crate) unfinished: bool,
+    /// Whether it may pass by itself.
+    #[serde(skip)]
+    pub(crate) passing: bool,
 }
 
 /// What every step of a command answers.
@@ -40,6 +43,7 @@ impl Failure {
             changed: false,
             next: None,
             unfinished: false,
+            passing: false,
         }
     }
 
@@ -113,6 +117,9 @@ impl Failure {
 
     /// Whether doing the same again, without anybody mending anything, would fail the same way.
     pub(crate) fn is_permanent(&self) -> bool {
+        if self.passing {
+            return false;
+        }
         match self.kind {
             ErrorKind::StoreUnavailable
             | ErrorKind::AgentUnreachable
@@ -150,6 +157,7 @@ impl From<ApiError> for Failure {
             changed: error.changed,
             next: error.next,
             unfinished: false,
+            passing: error.passing,
         }
     }
 }

@@ -66,6 +66,8 @@ pub struct Host {
     pub cluster: Option<Cluster>,
     /// The agent.
     pub agent: Agent,
+    /// Flags that the agent was started with beyond the usual ones.
+    pub flags: Vec<String>,
 }
 
 /// All of it.
@@ -75,6 +77,7 @@ pub struct Fleet {
     pub hosts: Vec<Host>,
     scratch: Scratch,
     home: PathBuf,
+    temporary: PathBuf,
     programs: PathBuf,
     environment: Vec<(&'static str, String)>,
 }
@@ -172,6 +175,8 @@ impl Fleet {
         }
         let home = scratch.path().join("home");
         fs::create_dir(&home).expect("home");
+        // Short: sockets are made in it.
+        let temporary = scratch.directory("tmp");
         let mut environment = vec![
             ("HOME", home.display().to_string()),
             (
@@ -210,6 +215,7 @@ impl Fleet {
             hosts: Vec::new(),
             scratch,
             home,
+            temporary,
             programs,
             environment,
         };
@@ -227,6 +233,11 @@ impl Fleet {
         &self.home
     }
 
+    /// The temporary directory of the agents.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Where the two programs are.
     pub fn programs(&self) -> &Path {
         &self.programs
@@ -242,17 +253,45 @@ impl Fleet {
         installation: &Installation,
         options: ClusterOptions,
     ) -> usize {
+        self.add_database_with(name, installation, options, &[])
+    }
+
+    /// The same, and `flags` for its agent.
+    ///
+    /// # Panics
+    /// If something does not start.
+    pub fn add_database_with(
+        &mut self,
+        name: &str,
+        installation: &Installation,
+        options: ClusterOptions,
+        flags: &[&str],
+    ) -> usize {
         let root = self.scratch.directory(name);
         let cluster = Cluster::create(installation, &root, options);
         cluster.start();
-        let agent = self.start_agent(name, &root, Some(&cluster), &[]);
+        let agent = self.start_agent(name, &root, Some(&cluster), flags);
         self.hosts.push(Host {
             name: name.to_owned(),
             root,
             cluster: Some(cluster),
             agent,
+            flags: flags.iter().map(ToString::to_string).collect(),
         });
         self.hosts.len() - 1
+    }
+
+    /// Kills the agent of a host, if it lives, and starts it again on the same port.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart_agent(&mut self, host: usize) {
+        self.hosts[host].agent.kill();
+        let of = &self.hosts[host];
+        let (_, port) = of.agent.address.rsplit_once(':').expect("a port");
+        let flags: Vec<_> = of.flags.iter().map(String::as_str).collect();
+        let agent = self.agent_on(port, &of.name, &of.root, of.cluster.as_ref(), &flags);
+        self.hosts[host].agent = agent;
     }
 
     /// Adds a host without a database, to restore on.
@@ -269,6 +308,7 @@ impl Fleet {
             root,
             cluster: None,
             agent,
+            flags: args.iter().map(ToString::to_string).collect(),
         });
         self.hosts.len() - 1
     }
@@ -279,6 +319,17 @@ impl Fleet {
     /// If it does not say that it listens within 20 s.
     pub fn start_agent(
         &self,
+        name: &str,
+        root: &Path,
+        cluster: Option<&Cluster>,
+        more: &[&str],
+    ) -> Agent {
+        self.agent_on("0", name, root, cluster, more)
+    }
+
+    fn agent_on(
+        &self,
+        port: &str,
         name: &str,
         root: &Path,
         cluster: Option<&Cluster>,
@@ -317,7 +368,7 @@ impl Fleet {
         let mut command = os::command(self.programs.join("pitr-agent"));
         command
             .current_dir(root)
-            .args(["--port", "0", "--listen", "127.0.0.1"]);
+            .args(["--port", port, "--listen", "127.0.0.1"]);
         command.arg("--tls-crt").arg(own.join("agent.crt"));
         command.arg("--tls-key").arg(own.join("agent.key"));
         command.arg("--tls-ca").arg(own.join("ca.crt"));
@@ -334,6 +385,7 @@ impl Fleet {
         }
         command
             .args(more)
+            .env("TMPDIR", &self.temporary)
             .env_remove("AWS_ACCESS_KEY_ID")
             .env_remove("AWS_SECRET_ACCESS_KEY");
         let errors = fs::OpenOptions::new()

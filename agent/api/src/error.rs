@@ -76,6 +76,9 @@ pub struct ApiError {
     /// The next command to run, or the setting to mend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Whether it may pass by itself, so that the same again may go well: the database was restarted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passing: bool,
 }
 
 impl ApiError {
@@ -87,6 +90,7 @@ impl ApiError {
             message: message.into(),
             changed: false,
             next: None,
+            passing: false,
         }
     }
 
@@ -94,6 +98,13 @@ impl ApiError {
     #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
+        self
+    }
+
+    /// Says that it may pass by itself.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.passing = true;
         self
     }
 

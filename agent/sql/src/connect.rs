@@ -246,14 +246,16 @@ impl NodeConnection {
 /// Settings of our sessions.
 ///
 /// D 20.11 (client connection defaults): no timeout of the server may end a session that holds a backup
-/// open; nothing is looked up along somebody else's `search_path`; literals mean what they say.
+/// open, and the death of this program must: a server that is busy with a statement looks whether its client is
+/// there (D 20.3.2), and a client that vanished with its host is noticed within half a minute; nothing is looked up along somebody else's `search_path`; literals mean what they say.
 fn set_up(version: u32) -> String {
     let mut sql = "SET statement_timeout = 0; SET lock_timeout = 0; \
                    SET idle_in_transaction_session_timeout = 0; \
-                   SET search_path = pg_catalog; SET standard_conforming_strings = on"
+                   SET search_path = pg_catalog; SET standard_conforming_strings = on; \
+                   SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
         .to_owned();
     if version >= 140_000 {
-        sql.push_str("; SET idle_session_timeout = 0");
+        sql.push_str("; SET idle_session_timeout = 0; SET client_connection_check_interval = 2000");
     }
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");

@@ -142,6 +142,19 @@ impl NodeConnection {
         rows.iter().map(SlotState::of).collect()
     }
 
+    /// How many sessions of that `application_name` there are, other users' too.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn sessions_named(&self, name: &str) -> Result<u64, SqlError> {
+        // D 28.2.3 pg_stat_activity; application_name is shown to everybody.
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = {}",
+            literal("the session", name)?
+        );
+        self.row("looking for sessions", &sql).await?.value(0)
+    }
+
     /// Lets go of WAL before `lsn`. Never goes back: a slot that is further already stays as it is.
     ///
     /// # Errors

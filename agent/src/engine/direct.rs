@@ -34,10 +34,11 @@ use self::attempt::Attempt;
 use self::node::Node;
 use self::serve::Server;
 use self::slot::Slot;
+use crate::cleanup;
 use crate::engine::errors;
 use crate::operation::{BackupCommand, OperationContext};
 
-pub use self::slot::sweep;
+pub use self::slot::{Swept, sweep};
 
 /// For the last entry of the journal. It only saves a sweeper work: no failure of it is worth more time.
 const JOURNAL_DEADLINE: Duration = Duration::from_secs(15);
@@ -117,6 +118,7 @@ async fn hold(
     work: &CancellationToken,
     commands: &mut mpsc::Receiver<BackupCommand>,
 ) -> Result<Released, ApiError> {
+    sweep_first(cx, node).await;
     let mut slot = Slot::create(cx.id, &node.sql, node.options.clone()).await?;
     let attempt = Attempt {
         cx,
@@ -154,6 +156,22 @@ async fn hold(
             Err(left)
         }
         (Err(error), _) => Err(error),
+    }
+}
+
+/// Takes away what killed agents left, and says so: the sweep at the agent's start may not have found the database. It
+/// is no reason not to make a backup if it fails.
+async fn sweep_first(cx: &OperationContext, node: &Node) {
+    match slot::sweep_over(&node.sql).await {
+        Ok(swept) => {
+            for slot in swept.dropped {
+                cx.report.warning(cleanup::dropped(&slot));
+            }
+        }
+        Err(error) => {
+            let message = format!("did not look for slots that a killed agent left: {error}");
+            cx.report.warning(message);
+        }
     }
 }
 

@@ -302,7 +302,7 @@ async fn a_dropped_operation_drops_its_slot() {
 /// Ends sessions of the engine from outside.
 async fn terminate(cluster: &Cluster, session: &str) {
     let sql = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{session}'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '{session}%'"
     );
     cluster.execute(&sql).await;
 }
@@ -423,11 +423,38 @@ async fn what_a_killed_agent_left_is_swept() {
         let sql = format!("SELECT pg_create_physical_replication_slot('{name}', true)");
         source.execute(&sql).await;
     }
-    let swept = direct::sweep(&config(&source)).await.unwrap();
-    assert_eq!(swept, ["gs_pitr_0123abcd"]);
+    let config = config(&source);
+    let swept = direct::sweep(&config).await.unwrap();
+    assert_eq!(swept.dropped, ["gs_pitr_0123abcd"]);
     let sql = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots";
     let left = source.query_one("postgres", sql).await;
     assert_eq!(left, "gs_pitr_standby other");
+}
+
+/// Two agents beside one database are a mistake, but no reason to end the other one's backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_of_a_backup_under_way_is_not_swept() {
+    let scratch = Scratch::new("busy");
+    let source = cluster(&scratch, "source", ClusterOptions::default());
+    let backup = start(&source, None);
+    backup.reach(Phase::Copied).await;
+    let config = config(&source);
+    let swept = direct::sweep(&config).await.unwrap();
+    assert_eq!(
+        (swept.dropped.len(), swept.in_use.len()),
+        (0, 1),
+        "{swept:?}"
+    );
+    backup.mark("point").await.unwrap();
+    backup.ship().await.unwrap();
+    backup.reach(Phase::Shipped).await;
+    let store = Arc::clone(&backup.store);
+    backup.release().await.unwrap();
+    assert_nothing_left(&source, &store).await;
+    assert_eq!(
+        direct::sweep(&config).await.unwrap(),
+        direct::Swept::default()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

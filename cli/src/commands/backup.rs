@@ -4,6 +4,8 @@ mod commit;
 mod ending;
 pub(crate) mod nodes;
 
+use std::time::Duration;
+
 use agent_api::{BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, StartOperation};
 use catalog::ids::BackupId;
 use catalog::journal::OperationJournal;
@@ -30,6 +32,13 @@ use crate::settings::{LevelArgs, Options, Settings, TransferArgs};
 use crate::signals;
 pub(crate) use commit::AGENT_FIELD;
 use nodes::Part;
+
+/// Before a node's copy is made again: a database that was killed needs some time to come back.
+const PAUSES: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+];
 
 /// `gs_pitr backup`
 #[derive(Debug, Args)]
@@ -233,22 +242,29 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// One node's copy, made again alone if it failed for a reason that may have passed.
+    /// One node's copy, made again alone if it failed for a reason that may have passed; several times, if that
+    /// is one that passes by itself.
     async fn copied(&self, part: &Part, cancel: &CancellationToken) -> Result<Operation> {
-        match self.attempt(part, 1, cancel).await {
-            Err(failure) if !failure.is_permanent() && !cancel.is_cancelled() => {
-                // An agent that was merely out of reach may still be copying.
-                let agent = &part.host.agent;
-                if !self.live.cancel_on(agent, self.printer).await {
-                    return Err(failure);
-                }
-                let name = agent.name();
-                let message = format!("its copy failed and is made again: {failure}");
-                self.printer.warning(Some(&name), &message);
-                self.attempt(part, 2, cancel).await
+        let agent = &part.host.agent;
+        let mut number = 1;
+        for wait in PAUSES {
+            let failure = match self.attempt(part, number, cancel).await {
+                Err(failure) if !failure.is_permanent() && !cancel.is_cancelled() => failure,
+                outcome => return outcome,
+            };
+            if number > 1 && !failure.passing {
+                return Err(failure);
             }
-            outcome => outcome,
+            // An agent that was merely out of reach may still be copying.
+            if !self.live.cancel_on(agent, self.printer).await {
+                return Err(failure);
+            }
+            let message = format!("its copy failed and is made again: {failure}");
+            self.printer.warning(Some(&agent.name()), &message);
+            agents::pause(wait, cancel).await?;
+            number += 1;
         }
+        self.attempt(part, number, cancel).await
     }
 
     async fn attempt(

@@ -10,6 +10,7 @@ use catalog::model::Attachment;
 
 use super::attachments::{self, ConfigFiles};
 use super::control;
+use super::slot;
 use super::walk::{Source, TablespaceList};
 use crate::database::connect_options;
 use crate::engine::errors;
@@ -100,7 +101,7 @@ impl Node {
     /// # Errors
     /// Whatever stands in the way of a backup, with what mends it.
     pub async fn open(cx: &OperationContext) -> Result<Self, ApiError> {
-        let options = connect_options(&cx.config, "gs_pitr WAL")?;
+        let options = connect_options(&cx.config, &slot::session_name(cx.id))?;
         let sql = NodeConnection::connect(&options, cx.cancel.clone())
             .await
             .map_err(errors::sql)?;

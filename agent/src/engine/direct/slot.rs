@@ -125,25 +125,53 @@ impl Drop for Slot {
     }
 }
 
-/// Drops slots that an agent left when it was killed: ours by name, used by nobody. Call it when the agent
-/// starts, before it runs any operation. Returns the names.
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Slots that were dropped.
+    pub dropped: Vec<String>,
+    /// Slots of ours whose backup still has a session: another agent's, or one that the server is about to end.
+    pub in_use: Vec<String>,
+}
+
+/// Drops slots that an agent left when it was killed: ours by name, with no session of their backup left.
 ///
 /// # Errors
 /// If the database cannot be asked or refuses.
-pub async fn sweep(config: &Config) -> Result<Vec<String>, ApiError> {
+pub async fn sweep(config: &Config) -> Result<Swept, ApiError> {
     let options = connect_options(config, "gs_pitr sweep")?;
     let sql = NodeConnection::connect(&options, CancellationToken::new())
         .await
         .map_err(errors::sql)?;
-    let mut dropped = Vec::new();
-    for slot in sql.slots_like(PREFIX).await.map_err(errors::sql)? {
-        if !slot.active && is_ours(&slot.name) {
-            sql.drop_slot(&slot.name).await.map_err(errors::sql)?;
+    sweep_over(&sql).await.map_err(errors::sql)
+}
+
+/// [`sweep`] over a session that is there.
+pub(super) async fn sweep_over(sql: &NodeConnection) -> Result<Swept, SqlError> {
+    let mut swept = Swept::default();
+    for slot in sql.slots_like(PREFIX).await? {
+        if slot.active || !is_ours(&slot.name) {
+            continue;
+        }
+        // Asked after the slots: a backup has its session before it has its slot.
+        let sessions = sql.sessions_named(&session_of(&slot.name)).await?;
+        if sessions > 0 {
+            swept.in_use.push(slot.name);
+        } else if sql.drop_slot(&slot.name).await? {
             tracing::warn!(slot = slot.name, "dropped a slot that a killed agent left");
-            dropped.push(slot.name);
+            swept.dropped.push(slot.name);
         }
     }
-    Ok(dropped)
+    Ok(swept)
+}
+
+/// What the session of an operation is called: it shows that the operation lives, to whoever finds its slot.
+pub(super) fn session_name(operation: Uuid) -> String {
+    session_of(&name_of(operation))
+}
+
+fn session_of(slot: &str) -> String {
+    format!("gs_pitr WAL {slot}")
 }
 
 /// Name of an operation's slot.

@@ -1,0 +1,368 @@
+//! Two small databases with their agents and a bucket, and what must hold of them between rows.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use catalog::Catalog;
+use catalog::journal;
+use catalog::model::{ManifestState, OperationEvent};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use support::bucket::Bucket;
+use support::fleet::{Fleet, Run};
+use support::postgres::{ClusterOptions, Installation};
+use support::s3::S3Server;
+use uuid::Uuid;
+
+use crate::running::Running;
+use crate::table::Victim;
+
+/// Flags of the agents: nobody is waited for long.
+const AGENT: [&str; 2] = ["--orphan-timeout", "5"];
+/// Flags of each `gs_pitr` that talks to agents.
+pub(crate) const PATIENCE: [&str; 2] = ["--agent-timeout", "2"];
+/// How long a store that is killed stays away.
+const STORE_AWAY: Duration = Duration::from_secs(1);
+/// How long what is cleaned up by itself may take, and until when a command that is refused for another's
+/// sake is repeated.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// Everything a row needs.
+pub(crate) struct World {
+    pub(crate) bucket: Bucket,
+    pub(crate) fleet: Fleet,
+    /// Ids of the nodes, by host.
+    pub(crate) nodes: Vec<Uuid>,
+    /// The prefix that its repository has in the bucket.
+    pub(crate) prefix: String,
+}
+
+/// Shortens what makes a command with its flags.
+pub(crate) fn words<'a>(first: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    first.iter().chain(more).copied().collect()
+}
+
+impl World {
+    /// Two databases, the first one large enough for multipart uploads, both in one backup already.
+    pub(crate) async fn new(name: &str) -> Self {
+        let bucket = Bucket::double().await;
+        let mut fleet = Fleet::new(name, &bucket.config());
+        for host in ["a", "b"] {
+            let options = ClusterOptions {
+                wal_segment_mib: 1,
+                ..ClusterOptions::default()
+            };
+            fleet.add_database_with(host, &Installation::newest(), options, &AGENT);
+        }
+        let first = fleet.hosts[0].cluster.as_ref().unwrap();
+        // No compression makes random bytes fewer: more than one part of 8 MiB.
+        first
+            .execute(
+                "CREATE TABLE big (b bytea); ALTER TABLE big ALTER b SET STORAGE EXTERNAL; \
+                 INSERT INTO big SELECT (SELECT string_agg(decode(md5(random()::text || g || i), 'hex'), '') \
+                 FROM generate_series(1, 500) i) FROM generate_series(1, 1300) g; CHECKPOINT",
+            )
+            .await;
+        for host in &fleet.hosts {
+            let database = host.cluster.as_ref().unwrap();
+            database.execute("CREATE TABLE alive (n int)").await;
+        }
+        let mut world = Self {
+            bucket,
+            fleet,
+            nodes: Vec::new(),
+            prefix: "clusters/one".into(),
+        };
+        let made = world.backup_again().await;
+        let ports = world
+            .fleet
+            .hosts
+            .iter()
+            .map(|host| host.cluster.as_ref().unwrap().port());
+        let of = |port: u16| {
+            let nodes = made["nodes"].as_array().unwrap();
+            let node = nodes.iter().find(|node| node["port"] == port);
+            let node = node.unwrap_or_else(|| panic!("{port} is not in {made}"));
+            node["node_id"].as_str().unwrap().parse().unwrap()
+        };
+        world.nodes = ports.map(of).collect();
+        world
+    }
+
+    pub(crate) fn server(&self) -> &S3Server {
+        self.bucket.server()
+    }
+
+    /// The agents' addresses.
+    pub(crate) fn addresses(&self) -> String {
+        self.fleet.addresses(&[0, 1])
+    }
+
+    pub(crate) fn repository(&self) -> String {
+        format!("s3://{}/{}", self.bucket.config().bucket, self.prefix)
+    }
+
+    /// Starts a command of this world's repository.
+    pub(crate) fn start(&self, args: &[&str]) -> Running {
+        let repository = self.repository();
+        Running::start(&self.fleet, &words(args, &["--repo", &repository]))
+    }
+
+    /// Runs one to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Run {
+        let repository = self.repository();
+        let more = ["--repo", repository.as_str(), "--output", "json"];
+        self.fleet.run(&words(args, &more))
+    }
+
+    /// The command every row of backup kills, and every row runs again.
+    pub(crate) fn start_backup(&self) -> Running {
+        let nodes = self.addresses();
+        let args = ["backup", "--jobs", "1", "--nodes", &nodes];
+        self.start(&words(&args, &PATIENCE))
+    }
+
+    /// Runs a command until nobody else is in its way any more: what died needs a moment to be noticed.
+    pub(crate) async fn again(&self, args: &[&str]) -> Value {
+        let until = Instant::now() + SETTLE;
+        loop {
+            let run = self.run(&words(args, &PATIENCE));
+            if run.code == 0 {
+                return run.result();
+            }
+            let error = run.result()["error"].clone();
+            let waits = error["kind"] == "conflict" || error["kind"] == "leased";
+            assert!(waits && Instant::now() < until, "{args:?}: {run:?}");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// The next backup.
+    pub(crate) async fn backup_again(&self) -> Value {
+        let nodes = self.addresses();
+        self.again(&["backup", "--jobs", "1", "--nodes", &nodes])
+            .await
+    }
+
+    /// Ids of the backups that `show` lists with `status`.
+    pub(crate) fn listed(&self, status: &str) -> BTreeSet<String> {
+        let listed = self.run(&["show"]).good().result();
+        let all = listed["backups"].as_array().unwrap().iter();
+        let those = all.filter(|backup| backup["status"] == status);
+        those
+            .map(|backup| backup["id"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Keys of objects below the repository that contain all of `parts`.
+    pub(crate) fn keys(&self, parts: &[&str]) -> Vec<String> {
+        let prefix = format!("{}/", self.prefix);
+        let keys = self.server().keys().into_iter();
+        let keys = keys.filter_map(|key| Some(key.strip_prefix(&prefix)?.to_owned()));
+        keys.filter(|key| parts.iter().all(|part| key.contains(part)))
+            .collect()
+    }
+
+    /// First column of the first row on a host's database.
+    pub(crate) async fn ask(&self, host: usize, sql: &str) -> String {
+        let database = self.fleet.hosts[host].cluster.as_ref().unwrap();
+        database.query_one("postgres", sql).await
+    }
+
+    /// Names of our slots on a host.
+    pub(crate) async fn slots(&self, host: usize) -> String {
+        let sql = "SELECT coalesce(string_agg(slot_name, ' '), '') FROM pg_replication_slots";
+        self.ask(host, sql).await
+    }
+
+    /// Names of our sessions on a host.
+    pub(crate) async fn sessions(&self, host: usize) -> String {
+        let sql = "SELECT coalesce(string_agg(application_name, ', '), '') FROM pg_stat_activity \
+                   WHERE application_name LIKE 'gs_pitr%'";
+        self.ask(host, sql).await
+    }
+
+    /// Kills the first node's database: SIGKILL to the postmaster, whose children notice.
+    pub(crate) fn kill_database(&self) {
+        let database = self.fleet.hosts[0].cluster.as_ref().unwrap();
+        let pid = database.pid().expect("it runs");
+        let children = children(pid);
+        kill_process(
+            Pid::from_raw(pid.try_into().unwrap()).unwrap(),
+            Signal::KILL,
+        )
+        .unwrap();
+        let until = Instant::now() + SETTLE;
+        while children
+            .iter()
+            .any(|child| Path::new("/proc").join(child).exists())
+        {
+            assert!(Instant::now() < until, "its processes do not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        database.start();
+    }
+
+    /// Takes the store away for a moment.
+    pub(crate) async fn kill_store(&self) {
+        self.server().set_down(true);
+        tokio::time::sleep(STORE_AWAY).await;
+    }
+
+    /// Starts again whatever the row has killed.
+    pub(crate) fn revive(&mut self, victim: Victim) {
+        match victim {
+            Victim::Agent => self.fleet.restart_agent(0),
+            Victim::Store => self.server().set_down(false),
+            Victim::Cli | Victim::Database => {}
+        }
+    }
+
+    /// Everything that must hold when nothing is under way. `pruned`: garbage in the bucket must be gone too.
+    pub(crate) async fn assert_clean(&self, pruned: bool) {
+        for host in [0, 1] {
+            self.settles(host).await;
+            let written = self
+                .ask(host, "INSERT INTO alive VALUES (1) RETURNING n")
+                .await;
+            assert_eq!(written, "1");
+        }
+        let left: Vec<_> = fs::read_dir(self.fleet.temporary()).unwrap().collect();
+        assert!(left.is_empty(), "left in the temporary directory: {left:?}");
+        self.assert_no_workspace();
+        self.assert_no_process();
+        self.assert_uploads(pruned).await;
+        self.assert_backups_whole().await;
+    }
+
+    async fn settles(&self, host: usize) {
+        let until = Instant::now() + SETTLE;
+        loop {
+            let (slots, sessions) = (self.slots(host).await, self.sessions(host).await);
+            if slots.is_empty() && sessions.is_empty() {
+                return;
+            }
+            let log = self.fleet.hosts[host].agent.log();
+            assert!(
+                Instant::now() < until,
+                "left: `{slots}`, `{sessions}`: {log}"
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn assert_no_workspace(&self) {
+        for host in &self.fleet.hosts {
+            for entry in fs::read_dir(&host.root).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                assert!(!name.contains(".gs_pitr-restore"), "{name} is left");
+            }
+        }
+    }
+
+    /// Only agents and databases that we know of run in our directories.
+    fn assert_no_process(&self) {
+        let agents = self.fleet.hosts.iter().map(|host| host.agent.pid());
+        let databases = self
+            .fleet
+            .hosts
+            .iter()
+            .filter_map(|host| host.cluster.as_ref()?.pid());
+        let known: BTreeSet<_> = agents.chain(databases).map(|pid| pid.to_string()).collect();
+        let ours = self.fleet.path().display().to_string();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = entry.file_name().into_string().unwrap();
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            assert!(
+                !line.contains(&ours) || known.contains(&pid),
+                "still runs: {pid} {line}"
+            );
+        }
+    }
+
+    async fn catalog(&self) -> Catalog {
+        let mut config = self.bucket.config();
+        config.prefix.clone_from(&self.prefix);
+        let store = pipeline::store::s3::S3Store::new(config).unwrap();
+        Catalog::open(std::sync::Arc::new(store)).await.unwrap()
+    }
+
+    /// Uploads under way are all in a journal, where prune finds them; pruned, there are none.
+    async fn assert_uploads(&self, pruned: bool) {
+        let prefix = format!("{}/", self.prefix);
+        let under_way = self.server().upload_keys();
+        if pruned {
+            assert!(under_way.is_empty(), "uploads are left: {under_way:?}");
+        }
+        if under_way.is_empty() {
+            return;
+        }
+        let catalog = self.catalog().await;
+        let mut announced = BTreeSet::new();
+        for operation in self.operations() {
+            for record in journal::records(&**catalog.store(), operation)
+                .await
+                .unwrap()
+            {
+                if let OperationEvent::UploadsIntended { keys } = record.event {
+                    announced.extend(keys);
+                }
+            }
+        }
+        for key in under_way {
+            let known = key
+                .strip_prefix(&prefix)
+                .is_none_or(|key| announced.contains(key));
+            assert!(known, "the upload of {key} stands in no journal");
+        }
+    }
+
+    /// All operations of the repository.
+    pub(crate) fn operations(&self) -> BTreeSet<Uuid> {
+        let keys = self.keys(&["operations/"]);
+        let of = |key: &String| key.split('/').nth(1)?.parse().ok();
+        keys.iter().filter_map(of).collect()
+    }
+
+    /// Every listed backup has every object that its manifest and point name, with the bytes they should have.
+    async fn assert_backups_whole(&self) {
+        let catalog = self.catalog().await;
+        for id in self.listed("complete") {
+            let found = catalog.restorable(&id.parse().unwrap()).await.unwrap();
+            assert_eq!(found.manifest.state, ManifestState::Complete);
+            for node in &found.manifest.nodes {
+                let place = format!(
+                    "{}/backups/{id}/{}/{}",
+                    self.prefix, node.node_id, node.attempt
+                );
+                let index = self.server().bytes(&format!("{place}/index"));
+                let index = index.unwrap_or_else(|| panic!("{id} lacks its index"));
+                assert_eq!(hex::encode(Sha256::digest(index)), node.index.sha256);
+                for pack in &node.packs {
+                    let key = format!("{place}/pack-{:05}", pack.number);
+                    let bytes = self.server().bytes(&key);
+                    let bytes = bytes.unwrap_or_else(|| panic!("{id} lacks {key}"));
+                    assert_eq!(bytes.len() as u64, pack.size, "{key}");
+                }
+            }
+            for node in &found.point.nodes {
+                let wal = format!("{}/wal/{}/{}", self.prefix, node.node_id, node.epoch);
+                for segment in [&node.wal_first, &node.wal_last] {
+                    let key = format!("{wal}/{segment}.zst");
+                    assert!(self.server().bytes(&key).is_some(), "{id} lacks {key}");
+                }
+            }
+        }
+    }
+}
+
+/// Process ids of a process's children, as text.
+fn children(pid: u32) -> Vec<String> {
+    let file = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
