@@ -103,7 +103,7 @@ fn the_documentation_lists_every_row() {
     let (_, rest) = document.split_once(begin).expect("the list's beginning");
     let (list, _) = rest.split_once("<!-- end -->").expect("the list's end");
     let listed: Vec<_> = list.lines().filter(|line| line.starts_with("- ")).collect();
-    assert!(rows.len() >= 40, "only {} rows", rows.len());
+    assert!(rows.len() >= 30, "only {} rows", rows.len());
     assert!(
         listed == rows,
         "docs/TESTING.md must list, between `{begin}` and `<!-- end -->`:\n{}",

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use catalog::Catalog;
-use catalog::journal;
-use catalog::model::{ManifestState, OperationEvent};
+use catalog::model::ManifestState;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -23,7 +22,7 @@ use crate::table::Victim;
 /// Flags of the agents: nobody is waited for long.
 const AGENT: [&str; 2] = ["--orphan-timeout", "5"];
 /// Flags of each `gs_pitr` that talks to agents.
-pub(crate) const PATIENCE: [&str; 2] = ["--agent-timeout", "2"];
+pub(crate) const PATIENCE: [&str; 4] = ["--agent-timeout", "2", "--lease-ttl", "5"];
 /// How long a store that is killed stays away.
 const STORE_AWAY: Duration = Duration::from_secs(1);
 /// How long what is cleaned up by itself may take, and until when a command that is refused for another's
@@ -134,7 +133,8 @@ impl World {
                 return run.result();
             }
             let error = run.result()["error"].clone();
-            let waits = error["kind"] == "conflict" || error["kind"] == "leased";
+            // The dead command's lease runs out; a dead agent's session ends.
+            let waits = error["kind"] == "conflict";
             assert!(waits && Instant::now() < until, "{args:?}: {run:?}");
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
@@ -145,6 +145,11 @@ impl World {
         let nodes = self.addresses();
         self.again(&["backup", "--jobs", "1", "--nodes", &nodes])
             .await
+    }
+
+    /// What an operator does about garbage.
+    pub(crate) async fn prune(&self) -> Value {
+        self.again(&["prune", "--yes", "--grace", "1s"]).await
     }
 
     /// Ids of the backups that `show` lists with `status`.
@@ -221,8 +226,8 @@ impl World {
         }
     }
 
-    /// Everything that must hold when nothing is under way. `pruned`: garbage in the bucket must be gone too.
-    pub(crate) async fn assert_clean(&self, pruned: bool) {
+    /// Everything that must hold when nothing is under way and garbage was pruned.
+    pub(crate) async fn assert_clean(&self) {
         for host in [0, 1] {
             self.settles(host).await;
             let written = self
@@ -234,8 +239,20 @@ impl World {
         assert!(left.is_empty(), "left in the temporary directory: {left:?}");
         self.assert_no_workspace();
         self.assert_no_process();
-        self.assert_uploads(pruned).await;
         self.assert_backups_whole().await;
+        self.assert_no_garbage();
+    }
+
+    /// No upload is under way, and of a backup that is not listed there is at most its fence.
+    fn assert_no_garbage(&self) {
+        let uploads = self.server().upload_keys();
+        assert!(uploads.is_empty(), "uploads are left: {uploads:?}");
+        let complete = self.listed("complete");
+        for key in self.keys(&["backups/"]) {
+            let fence = key.ends_with("/manifest.json") || key.ends_with("/deleted.json");
+            let id = key.split('/').nth(1).unwrap();
+            assert!(fence || complete.contains(id), "{key} is left");
+        }
     }
 
     async fn settles(&self, host: usize) {
@@ -289,43 +306,6 @@ impl World {
         config.prefix.clone_from(&self.prefix);
         let store = pipeline::store::s3::S3Store::new(config).unwrap();
         Catalog::open(std::sync::Arc::new(store)).await.unwrap()
-    }
-
-    /// Uploads under way are all in a journal, where prune finds them; pruned, there are none.
-    async fn assert_uploads(&self, pruned: bool) {
-        let prefix = format!("{}/", self.prefix);
-        let under_way = self.server().upload_keys();
-        if pruned {
-            assert!(under_way.is_empty(), "uploads are left: {under_way:?}");
-        }
-        if under_way.is_empty() {
-            return;
-        }
-        let catalog = self.catalog().await;
-        let mut announced = BTreeSet::new();
-        for operation in self.operations() {
-            for record in journal::records(&**catalog.store(), operation)
-                .await
-                .unwrap()
-            {
-                if let OperationEvent::UploadsIntended { keys } = record.event {
-                    announced.extend(keys);
-                }
-            }
-        }
-        for key in under_way {
-            let known = key
-                .strip_prefix(&prefix)
-                .is_none_or(|key| announced.contains(key));
-            assert!(known, "the upload of {key} stands in no journal");
-        }
-    }
-
-    /// All operations of the repository.
-    pub(crate) fn operations(&self) -> BTreeSet<Uuid> {
-        let keys = self.keys(&["operations/"]);
-        let of = |key: &String| key.split('/').nth(1)?.parse().ok();
-        keys.iter().filter_map(of).collect()
     }
 
     /// Every listed backup has every object that its manifest and point name, with the bytes they should have.

@@ -127,6 +127,8 @@ pub(crate) async fn run(args: &BackupArgs, settings: &Settings, printer: &Printe
         backup: BackupId::generate(started, true),
         started,
     };
+    // A node whose copy is done waits for the others, as long as they take.
+    let _alive = live.signs_of_life();
     signals::guarded(job.operation, settings, printer, &live, &cancel, job.run()).await
 }
 
