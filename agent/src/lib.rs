@@ -11,6 +11,7 @@ pub mod engine;
 pub mod engines;
 pub mod facts;
 pub mod failure;
+pub mod identity;
 pub mod logging;
 pub mod managers;
 pub mod operation;

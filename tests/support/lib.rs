@@ -17,6 +17,7 @@ pub mod memory_store;
 pub mod minio;
 pub mod os;
 pub mod postgres;
+pub mod registered;
 pub mod s3;
 pub mod skip;
 

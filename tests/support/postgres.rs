@@ -165,6 +165,31 @@ impl Cluster {
         cluster
     }
 
+    /// Copies this cluster, which must be stopped, file by file into `root`: same system identifier, same port on
+    /// another address of loopback and in another socket directory. The copy is not started.
+    ///
+    /// # Panics
+    /// If it runs, has its configuration outside, or cannot be copied.
+    pub fn copied_to(&self, root: &Path) -> Self {
+        assert!(self.pid().is_none() && !self.options.config_outside);
+        let copy = Self {
+            installation: self.installation.clone(),
+            root: root.to_owned(),
+            port: self.port,
+            options: self.options.clone(),
+        };
+        let mut cp = os::command("cp");
+        run(cp.arg("-a").arg(self.data_directory()).arg(root));
+        let conf = copy.data_directory().join("postgresql.conf");
+        let own = format!(
+            "listen_addresses = '127.0.0.2'\nunix_socket_directories = '{}'\n",
+            root.display()
+        );
+        let stock = fs::read_to_string(&conf).expect("postgresql.conf");
+        fs::write(&conf, stock + &own).expect("postgresql.conf");
+        copy
+    }
+
     fn configure(&self) {
         let data = self.data_directory();
         let mut text = format!(

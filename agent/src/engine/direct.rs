@@ -36,6 +36,7 @@ use self::serve::Server;
 use self::slot::Slot;
 use crate::cleanup;
 use crate::engine::errors;
+use crate::identity;
 use crate::operation::{BackupCommand, OperationContext};
 
 pub use self::slot::{Swept, sweep};
@@ -58,6 +59,7 @@ pub async fn run(
 ) -> Result<(), ApiError> {
     cx.report.phase(Phase::Preparing);
     let node = Node::open(&cx).await?;
+    identity::check(&cx, &spec, &node.facts).await?;
     let start = OperationStart {
         operation: cx.id,
         kind: "backup".into(),

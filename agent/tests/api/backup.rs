@@ -1,5 +1,6 @@
 //! Backups ordered over HTTP: to the end, forgotten by the client, and cut short by SIGTERM.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_api::client::{AgentClient, Transport};
@@ -10,8 +11,11 @@ use agent_api::{
 use catalog::ids::{BackupId, EpochId};
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use pipeline::store::s3::{S3Config, S3Store};
+use pitr_agent::facts::machine_id;
 use support::os::Scratch;
 use support::postgres::{Cluster, ClusterOptions, Installation};
+use support::registered::register;
 use support::s3::{self, S3Server};
 use uuid::Uuid;
 
@@ -25,6 +29,7 @@ struct Node {
     client: AgentClient,
     cluster: Cluster,
     bucket: S3Server,
+    registered: (Uuid, EpochId),
     _scratch: Scratch,
 }
 
@@ -53,11 +58,18 @@ impl Node {
         let node: Vec<_> = node.iter().map(String::as_str).collect();
         let agent = Agent::start(&[node.as_slice(), more].concat());
         let client = AgentClient::new(&agent.address, &Transport::InsecureHttp).unwrap();
+        let config = S3Config {
+            prefix: "repository".to_owned(),
+            ..bucket.config()
+        };
+        let store = Arc::new(S3Store::new(config).unwrap());
+        let registered = register(store, &cluster, &machine_id()).await;
         Self {
             agent,
             client,
             cluster,
             bucket,
+            registered,
             _scratch: scratch,
         }
     }
@@ -80,8 +92,8 @@ impl Node {
             },
             spec: OperationSpec::Backup(BackupSpec {
                 backup_id: BackupId::generate(Timestamp::now(), true),
-                node_id: Uuid::now_v7(),
-                epoch: EpochId::generate(1),
+                node_id: self.registered.0,
+                epoch: self.registered.1.clone(),
                 attempt: 1,
                 jobs: 2,
                 level: 1,

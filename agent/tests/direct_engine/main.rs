@@ -16,12 +16,14 @@ use pipeline::store::ObjectStore;
 use pipeline::throttle::Throttle;
 use pitr_agent::config::Config;
 use pitr_agent::engine::direct;
+use pitr_agent::facts::machine_id;
 use pitr_agent::operation::log::OperationLog;
 use pitr_agent::operation::{BackupCommand, OperationContext, Reporter};
 use support::load::{self, Load};
 use support::memory_store::MemoryStore;
 use support::os::Scratch;
 use support::postgres::{Cluster, ClusterOptions, Installation};
+use support::registered::register;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,20 +51,33 @@ fn config(cluster: &Cluster) -> Config {
     }
 }
 
-fn start(cluster: &Cluster, bandwidth: Option<u64>) -> Backup {
-    start_with(config(cluster), bandwidth)
+async fn start(cluster: &Cluster, bandwidth: Option<u64>) -> Backup {
+    start_with(config(cluster), cluster, bandwidth).await
 }
 
-fn start_with(config: Config, bandwidth: Option<u64>) -> Backup {
+async fn start_with(config: Config, cluster: &Cluster, bandwidth: Option<u64>) -> Backup {
     let (store, id) = (Arc::new(MemoryStore::default()), Uuid::new_v4());
+    let dynamic = Arc::clone(&store) as Arc<dyn ObjectStore>;
+    let (node_id, epoch) = register(dynamic, cluster, &machine_id()).await;
+    begin(config, store, id, node_id, epoch, bandwidth)
+}
+
+fn begin(
+    config: Config,
+    store: Arc<MemoryStore>,
+    id: Uuid,
+    node_id: Uuid,
+    epoch: EpochId,
+    bandwidth: Option<u64>,
+) -> Backup {
     let (commands, received) = mpsc::channel(1);
     let meter = Arc::new(Meter::default());
     let log = OperationLog::new(id, "backup", Arc::clone(&meter));
     let cancel = CancellationToken::new();
     let spec = BackupSpec {
         backup_id: BackupId::generate(Timestamp::now(), true),
-        node_id: Uuid::new_v4(),
-        epoch: EpochId::generate(1),
+        node_id,
+        epoch,
         attempt: 1,
         jobs: 2,
         level: 1,
@@ -176,7 +191,7 @@ async fn a_copy_under_load_recovers_to_its_point() {
     let load = Load::start(&source, &scratch.directory("ledgers"), 3);
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     let copied = backup.reach(Phase::Copied).await;
     assert!(copied.progress.bytes_total > 1 << 30, "{copied:?}");
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -239,7 +254,7 @@ async fn a_copy_under_load_recovers_to_its_point() {
 async fn an_idle_server_is_backed_up_too() {
     let scratch = Scratch::new("idle");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     assert_eq!(backup.ship().await.unwrap_err().kind, ErrorKind::Conflict);
     assert_eq!(backup.mark("").await.unwrap_err().kind, ErrorKind::Usage);
@@ -264,7 +279,7 @@ async fn a_cancel_leaves_nothing_behind() {
     let source = cluster(&scratch, "source", ClusterOptions::default());
     for phase in [Phase::Copying, Phase::Copied, Phase::Marked] {
         let slow = (phase == Phase::Copying).then_some(100 << 10);
-        let backup = start(&source, slow);
+        let backup = start(&source, slow).await;
         if phase == Phase::Marked {
             backup.reach(Phase::Copied).await;
             backup.mark("point").await.unwrap();
@@ -286,7 +301,7 @@ async fn a_cancel_leaves_nothing_behind() {
 async fn a_dropped_operation_drops_its_slot() {
     let scratch = Scratch::new("dropped");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     backup.task.abort();
     let sql = "SELECT count(*) FROM pg_replication_slots";
@@ -311,7 +326,7 @@ async fn terminate(cluster: &Cluster, session: &str) {
 async fn a_lost_backup_session_voids_the_attempt() {
     let scratch = Scratch::new("lost");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, Some(100 << 10));
+    let backup = start(&source, Some(100 << 10)).await;
     backup.reach(Phase::Copying).await;
     terminate(&source, "gs_pitr backup").await;
     let store = Arc::clone(&backup.store);
@@ -328,7 +343,7 @@ async fn a_lost_backup_session_voids_the_attempt() {
 async fn a_restart_of_the_database_after_the_copy_is_lived_through() {
     let scratch = Scratch::new("restart");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     backup.mark("before").await.unwrap();
     assert_eq!(backup.mark("before").await.unwrap().restore_point, "before");
@@ -356,7 +371,7 @@ async fn a_slow_store_never_fills_the_nodes_disk() {
     let source = cluster(&scratch, "source", options);
     let mut config = config(&source);
     config.wal_hold = Some(2 << 20);
-    let backup = start_with(config, Some(50 << 10));
+    let backup = start_with(config, &source, Some(50 << 10)).await;
     backup.reach(Phase::Copying).await;
     let sql = "CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 400000) g";
     source.execute(sql).await;
@@ -371,7 +386,7 @@ async fn a_slow_store_never_fills_the_nodes_disk() {
 async fn a_slot_that_somebody_drops_voids_the_attempt() {
     let scratch = Scratch::new("slot");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     source
         .execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
@@ -401,7 +416,7 @@ async fn a_damaged_page_is_named_and_copied_as_it_is() {
     let path = source.data_directory().join(&file);
     flip(&path, 3 * 8192 + 5000);
     source.start();
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     backup.mark("point").await.unwrap();
     backup.ship().await.unwrap();
@@ -464,13 +479,13 @@ async fn bad_input_is_refused_by_name() {
     // A directory of another cluster.
     let mut other = config(&source);
     other.pgdata = Some(scratch.directory("elsewhere"));
-    let backup = start_with(other, None);
+    let backup = start_with(other, &source, None).await;
     let error = backup.end().await.unwrap_err();
     assert!(error.message.contains("was told"), "{error}");
     // A file that cannot stand in the index.
     let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"caf\xe9");
     std::fs::write(source.data_directory().join(name), "x").unwrap();
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     let store = Arc::clone(&backup.store);
     let error = backup.end().await.unwrap_err();
     assert!(error.message.contains("not UTF-8"), "{error}");
@@ -478,8 +493,66 @@ async fn bad_input_is_refused_by_name() {
     assert_nothing_left(&source, &store).await;
     // Nobody answers.
     source.stop("fast");
-    let error = start(&source, None).end().await.unwrap_err();
+    let error = start(&source, None).await.end().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Database, "{error}");
+}
+
+/// The agent writes nothing for a node that lives elsewhere, or under an epoch that is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_in_the_name_of_another_database() {
+    let scratch = Scratch::new("identity");
+    let source = cluster(&scratch, "source", ClusterOptions::default());
+    let other = cluster(&scratch, "other", ClusterOptions::default());
+    let machine = machine_id();
+    let ordered = async |registered: &Cluster, machine: &str, stale: bool| {
+        let store = Arc::new(MemoryStore::default());
+        let dynamic = Arc::clone(&store) as Arc<dyn ObjectStore>;
+        let (node, epoch) = register(Arc::clone(&dynamic), registered, machine).await;
+        if stale {
+            let catalog = catalog::Catalog::open(dynamic).await.unwrap();
+            let mut again = catalog.open_epoch(node).await.unwrap().unwrap();
+            again.data_directory.push_str("/elsewhere");
+            let next = catalog::repo::NewEpoch {
+                node_id: node,
+                parent: None,
+                timeline: 1,
+                machine_id: again.machine_id,
+                data_directory: again.data_directory,
+                host: again.host,
+                port: again.port,
+            };
+            catalog.start_epoch(next, Uuid::new_v4()).await.unwrap();
+        }
+        let before = store.keys();
+        let backup = begin(
+            config(&source),
+            Arc::clone(&store),
+            Uuid::new_v4(),
+            node,
+            epoch,
+            None,
+        );
+        let error = backup.end().await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.changed),
+            (ErrorKind::Conflict, false),
+            "{error}"
+        );
+        assert!(
+            error.next.as_ref().unwrap().contains("--node-id"),
+            "{error:?}"
+        );
+        assert_eq!(store.keys(), before, "nothing was written");
+        error.message
+    };
+    let message = ordered(&other, &machine, false).await;
+    assert!(message.contains("system identifier"), "{message}");
+    let message = ordered(&source, "another machine", false).await;
+    assert!(message.contains("another machine"), "{message}");
+    let message = ordered(&source, &machine, true).await;
+    assert!(message.contains("the order is for epoch"), "{message}");
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(source.query_one("postgres", slots).await, "0");
 }
 
 /// Changes one byte of a file.
