@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use agent_api::client::{AgentClient, ClientTls, Transport};
@@ -26,6 +27,7 @@ use support::bucket::Bucket;
 use support::fleet::{Fleet, Host, Run};
 use support::os;
 use support::postgres::{ClusterOptions, Installation};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// Words that only one of the two databases ever writes.
@@ -56,22 +58,46 @@ async fn original_and_copy(bucket: &Bucket) -> Fleet {
         cluster: Some(copy),
         agent,
     });
-    write(&fleet).await;
     fleet
 }
 
-/// Has each database write its own words.
-async fn write(fleet: &Fleet) {
-    for (host, marker) in fleet.hosts.iter().zip(MARKERS) {
-        let cluster = host.cluster.as_ref().expect("a database");
-        let sql = format!(
-            "INSERT INTO words SELECT '{marker}' FROM generate_series(1, 5000); SELECT pg_switch_wal()"
-        );
-        cluster.execute(&sql).await;
+/// Has each database write its own words until this is dropped.
+struct Writers(Vec<JoinHandle<()>>);
+
+impl Writers {
+    async fn start(fleet: &Fleet) -> Self {
+        let mut writers = Vec::new();
+        for (host, marker) in fleet.hosts.iter().zip(MARKERS) {
+            let client = host
+                .cluster
+                .as_ref()
+                .expect("a database")
+                .connect("postgres")
+                .await;
+            writers.push(tokio::spawn(async move {
+                let sql =
+                    format!("INSERT INTO words SELECT '{marker}' FROM generate_series(1, 20)");
+                loop {
+                    client.batch_execute(&sql).await.expect("it writes");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }));
+        }
+        Self(writers)
     }
 }
 
-fn backup(fleet: &Fleet, hosts: &[usize], more: &[&str]) -> Run {
+impl Drop for Writers {
+    fn drop(&mut self) {
+        for writer in &self.0 {
+            writer.abort();
+        }
+    }
+}
+
+/// A backup while both databases write.
+async fn backup(fleet: &Fleet, hosts: &[usize], more: &[&str]) -> Run {
+    let _writers = Writers::start(fleet).await;
     let nodes = fleet.addresses(hosts);
     let args = ["backup", "--output", "json", "--nodes", &nodes];
     let args: Vec<_> = args.iter().chain(more).copied().collect();
@@ -90,6 +116,26 @@ async fn keys(bucket: &Bucket) -> Vec<String> {
     let store = bucket.store();
     let listed = store.list("").map_ok(|meta| meta.key.to_string());
     listed.try_collect().await.expect("a listing")
+}
+
+/// How many lines `grep` finds: quick also where our own code is not optimised.
+fn occurrences(bytes: &[u8], words: &str) -> usize {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), bytes).expect("a file");
+    let grep = Command::new("grep")
+        .args(["-a", "-o", "-F", words])
+        .arg(file.path())
+        .output();
+    let output = grep.expect("grep runs");
+    assert!(
+        output.status.code().is_some_and(|code| code < 2),
+        "{output:?}"
+    );
+    output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .count()
 }
 
 /// Reads every WAL segment of a node back: how often each marker is in them.
@@ -113,25 +159,21 @@ async fn markers_in_wal(bucket: &Bucket, node: Uuid) -> [usize; 2] {
                 .await
                 .expect("a segment");
             for (count, marker) in counts.iter_mut().zip(MARKERS) {
-                let windows = plain.windows(marker.len());
-                *count += windows
-                    .filter(|window| *window == marker.as_bytes())
-                    .count();
+                *count += occurrences(&plain, marker);
             }
         }
     }
     counts
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_copy_beside_the_original_shares_no_key_and_no_wal() {
     let bucket = Bucket::best().await;
     let fleet = original_and_copy(&bucket).await;
     // Both at once, never seen before: they are two nodes.
-    let first = manifest(&bucket, &backup(&fleet, &[0, 1], &[]).good()).await;
-    write(&fleet).await;
+    let first = manifest(&bucket, &backup(&fleet, &[0, 1], &[]).await.good()).await;
     // And each is known again.
-    let second = manifest(&bucket, &backup(&fleet, &[0, 1], &[]).good()).await;
+    let second = manifest(&bucket, &backup(&fleet, &[0, 1], &[]).await.good()).await;
 
     let stored: BTreeSet<_> = keys(&bucket).await.into_iter().collect();
     let (mut owned, mut packs) = (BTreeSet::new(), 0);
@@ -171,18 +213,18 @@ async fn a_copy_beside_the_original_shares_no_key_and_no_wal() {
     assert_eq!((identifiers.len(), first.nodes.len()), (1, 2));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_copy_that_comes_later_asks_which_it_is() {
     let bucket = Bucket::double().await;
     let fleet = original_and_copy(&bucket).await;
-    let original = manifest(&bucket, &backup(&fleet, &[0], &[]).good())
+    let original = manifest(&bucket, &backup(&fleet, &[0], &[]).await.good())
         .await
         .nodes[0]
         .node_id;
     let before = keys(&bucket).await;
     let copy = fleet.addresses(&[1]);
 
-    let asks = backup(&fleet, &[1], &[]);
+    let asks = backup(&fleet, &[1], &[]).await;
     assert_eq!(asks.code, 12, "{asks:?}");
     let error = &asks.result()["error"];
     let next = error["next"].as_str().expect("what to say");
@@ -209,7 +251,7 @@ async fn a_copy_that_comes_later_asks_which_it_is() {
         "{check:?}"
     );
 
-    let made = backup(&fleet, &[1], &["--new-node", &copy]).good();
+    let made = backup(&fleet, &[1], &["--new-node", &copy]).await.good();
     let made = manifest(&bucket, &made).await;
     assert_ne!(made.nodes[0].node_id, original);
     let counts = markers_in_wal(&bucket, original).await;
@@ -271,11 +313,11 @@ fn order(bucket: &Bucket, node_id: Uuid, epoch: &EpochId) -> StartOperation {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_agent_writes_nothing_for_an_epoch_that_is_not_its_databases() {
     let bucket = Bucket::double().await;
     let fleet = original_and_copy(&bucket).await;
-    let node = manifest(&bucket, &backup(&fleet, &[0], &[]).good())
+    let node = manifest(&bucket, &backup(&fleet, &[0], &[]).await.good())
         .await
         .nodes
         .remove(0);
