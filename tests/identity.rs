@@ -57,6 +57,7 @@ async fn original_and_copy(bucket: &Bucket) -> Fleet {
         root,
         cluster: Some(copy),
         agent,
+        flags: Vec::new(),
     });
     fleet
 }

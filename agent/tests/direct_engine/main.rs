@@ -451,7 +451,7 @@ async fn what_a_killed_agent_left_is_swept() {
 async fn the_slot_of_a_backup_under_way_is_not_swept() {
     let scratch = Scratch::new("busy");
     let source = cluster(&scratch, "source", ClusterOptions::default());
-    let backup = start(&source, None);
+    let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     let config = config(&source);
     let swept = direct::sweep(&config).await.unwrap();
