@@ -9,6 +9,8 @@
 mod certs;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/leases.rs"]
+mod leases;
 #[path = "cli/life.rs"]
 mod life;
 #[path = "cli/mistakes.rs"]

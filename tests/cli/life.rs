@@ -13,9 +13,9 @@ use support::os;
 use support::postgres::{ClusterOptions, Installation};
 
 /// Slow enough that a copy is still under way when something happens to it.
-const SLOW: [&str; 2] = ["--bandwidth", "64KiB"];
+pub(super) const SLOW: [&str; 2] = ["--bandwidth", "64KiB"];
 
-async fn fleet(databases: usize) -> (Bucket, Fleet) {
+pub(super) async fn fleet(databases: usize) -> (Bucket, Fleet) {
     let bucket = Bucket::double().await;
     let mut fleet = Fleet::new("cli", &bucket.config());
     for number in 1..=databases {
@@ -26,14 +26,14 @@ async fn fleet(databases: usize) -> (Bucket, Fleet) {
 }
 
 /// A backup whose lines are read as they come.
-struct Running {
+pub(super) struct Running {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
     stdout: String,
 }
 
 impl Running {
-    fn start(fleet: &Fleet, nodes: &str, more: &[&str]) -> Self {
+    pub(super) fn start(fleet: &Fleet, nodes: &str, more: &[&str]) -> Self {
         let mut command = fleet.command(&["backup", "--output", "json", "--nodes", nodes]);
         let mut child = command
             .args(more)
@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// Reads on until every one of `agents` is in `phase`.
-    fn until(&mut self, phase: &str, agents: &[&str]) {
+    pub(super) fn until(&mut self, phase: &str, agents: &[&str]) {
         let mut waiting = agents.to_vec();
         while !waiting.is_empty() {
             let line = self.lines.next();
@@ -66,11 +66,15 @@ impl Running {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn end(mut self) -> Run {
+    pub(super) fn end(mut self) -> Run {
         for line in self.lines {
             self.stdout.push_str(&line.unwrap());
             self.stdout.push('\n');
@@ -91,7 +95,7 @@ impl Running {
 }
 
 /// Nothing of a backup holds WAL back on this host.
-async fn assert_no_slot(fleet: &Fleet, host: usize) {
+pub(super) async fn assert_no_slot(fleet: &Fleet, host: usize) {
     let database = fleet.hosts[host].cluster.as_ref().unwrap();
     let sql = "SELECT count(*)::text FROM pg_replication_slots";
     assert_eq!(
