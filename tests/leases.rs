@@ -9,6 +9,13 @@
 //!
 //! The real prune is stood in for by the same calls of the catalog that it makes (`operators`).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a panic is a failed test, with its reason; what was searched is worth a line"
+)]
+
 #[path = "leases/explore.rs"]
 mod explore;
 #[path = "leases/operators.rs"]

@@ -86,7 +86,7 @@ pub enum CatalogError {
         candidates: Vec<String>,
     },
     /// Somebody else operates.
-    #[error("{}", refusal(scope, held, until))]
+    #[error("{}", refusal(*scope, held, until))]
     Leased {
         /// What the lease is about.
         scope: LeaseScope,
@@ -97,7 +97,7 @@ pub enum CatalogError {
     },
     /// The lease that was ours is somebody else's, or has been given back. Whoever took it over has fenced
     /// what we had not finished.
-    #[error("{}", loss(scope, taker.as_deref()))]
+    #[error("{}", loss(*scope, taker.as_deref()))]
     LeaseLost {
         /// What the lease was about.
         scope: LeaseScope,
@@ -246,7 +246,7 @@ fn second(at: &Timestamp) -> impl fmt::Display {
 }
 
 /// Who holds a lease, since when, until when.
-fn refusal(scope: &LeaseScope, held: &Lease, until: &Timestamp) -> String {
+fn refusal(scope: LeaseScope, held: &Lease, until: &Timestamp) -> String {
     format!(
         "the {} lease is held by {}, operation {}, since {}, until {} unless it is renewed",
         scope.name(),
@@ -258,7 +258,7 @@ fn refusal(scope: &LeaseScope, held: &Lease, until: &Timestamp) -> String {
 }
 
 /// Who has a lease instead of us.
-fn loss(scope: &LeaseScope, taker: Option<&Lease>) -> String {
+fn loss(scope: LeaseScope, taker: Option<&Lease>) -> String {
     let scope = scope.name();
     match taker {
         Some(taker) => format!(

@@ -127,7 +127,6 @@ impl Leased {
         };
         match timeout(PROOF_WITHIN, lease.renew()).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error @ CatalogError::LeaseLost { .. })) => Err(error.into()),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
                 let message =

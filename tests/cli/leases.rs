@@ -25,7 +25,7 @@ fn backup_id(stdout: &str) -> String {
 }
 
 /// Backs up as soon as the lease of another has run out. Until then it is refused, and says until when.
-fn taking_over(fleet: &Fleet) -> Run {
+async fn taking_over(fleet: &Fleet) -> Run {
     let begun = Instant::now();
     let nodes = fleet.addresses(&[0]);
     let mut refused = 0;
@@ -39,7 +39,7 @@ fn taking_over(fleet: &Fleet) -> Run {
         }
         refused += 1;
         assert!(begun.elapsed() < TAKEN_WITHIN, "never taken over: {run:?}");
-        std::thread::sleep(Duration::from_millis(500));
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
@@ -118,7 +118,7 @@ async fn what_a_killed_backup_left_is_fenced_and_ended_by_the_next() {
     killed.until("copying", &[&agent]);
     killed.signal(Signal::KILL);
     let killed = killed.end();
-    let next = taking_over(&fleet);
+    let next = taking_over(&fleet).await;
     assert_taken_over(&fleet, &backup_id(&killed.stdout), &next);
     // Its agent was still copying, with a replication slot.
     assert!(
@@ -132,15 +132,15 @@ async fn what_a_killed_backup_left_is_fenced_and_ended_by_the_next() {
 async fn one_that_stood_still_while_it_committed_is_refused() {
     let (bucket, fleet) = fleet(1).await;
     let agent = fleet.hosts[0].agent.address.clone();
-    let held = AtomicBool::new(false);
+    let taken = AtomicBool::new(false);
     let first_manifest =
-        move |key: &str| key.ends_with("/manifest.json") && !held.swap(true, Ordering::SeqCst);
+        move |key: &str| key.ends_with("/manifest.json") && !taken.swap(true, Ordering::SeqCst);
     let server = bucket.server();
     let hold = server.hold(Operation::Put, When::Before, first_manifest);
     let frozen = Running::start(&fleet, &agent, &TTL);
     let manifest = hold.reached().await;
     frozen.signal(Signal::STOP);
-    let next = taking_over(&fleet);
+    let next = taking_over(&fleet).await;
     // The commit that was on its way arrives now, and its sender wakes up.
     hold.release();
     frozen.signal(Signal::CONT);
@@ -162,7 +162,7 @@ async fn one_that_stood_still_while_it_copied_learns_who_took_over() {
     let mut frozen = Running::start(&fleet, &agent, &more);
     frozen.until("copying", &[&agent]);
     frozen.signal(Signal::STOP);
-    let next = taking_over(&fleet);
+    let next = taking_over(&fleet).await;
     frozen.signal(Signal::CONT);
     let frozen = frozen.end();
     assert_eq!(frozen.code, 12, "{frozen:?}");

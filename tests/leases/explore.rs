@@ -44,7 +44,7 @@ pub(crate) struct Beginning {
 impl Beginning {
     pub(crate) async fn new() -> Self {
         let store = Arc::new(MemoryStore::default());
-        let shared: Arc<dyn pipeline::store::ObjectStore> = store.clone();
+        let shared: Arc<dyn pipeline::store::ObjectStore> = Arc::<MemoryStore>::clone(&store);
         let catalog = Catalog::open_or_create(shared, Uuid::nil()).await.unwrap();
         let (node, epoch) = samples::node_with_epoch(&catalog).await;
         let (old, point_id) = (samples::backup_id('b'), samples::point_id('b'));

@@ -20,7 +20,7 @@ use crate::samples;
 use crate::world::{Broken, Stepped, World};
 
 /// How long leases live in the model.
-pub(crate) const TTL: Duration = Duration::from_secs(60);
+pub(crate) const TTL: Duration = Duration::from_mins(1);
 
 /// What an operator is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
