@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use agent_api::client::{AgentClient, ClientTls, EventStream, Transport};
 use agent_api::{
-    ApiError, Discarded, ErrorKind, MarkRequest, MarkResult, NodeFacts, OpenRequest,
-    OperationStatus, Phase, RestoresHere, StartOperation, TargetFacts,
+    ApiError, Discarded, ErrorKind, Look, MarkRequest, MarkResult, NodeFacts, Observed,
+    OpenRequest, OperationStatus, Phase, RestoresHere, StartOperation, TargetFacts,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
@@ -246,6 +246,20 @@ impl Agent {
     /// Events of an operation after number `after`.
     pub(crate) async fn events(&self, operation: Uuid, after: u64) -> Result<Events> {
         Ok(self.client.events(operation, after).await?)
+    }
+
+    /// Looks at the node's transactions, once.
+    pub(crate) async fn observe(&self, operation: Uuid, look: Look) -> Result<Observed, ApiError> {
+        self.client.observe(operation, look).await
+    }
+
+    /// Makes a restore point, once, for a caller with a deadline of its own.
+    pub(crate) async fn mark_once(
+        &self,
+        operation: Uuid,
+        request: &MarkRequest,
+    ) -> Result<MarkResult, ApiError> {
+        self.client.mark(operation, request).await
     }
 
     /// Makes a restore point. Never asked twice: a lost answer may hide a point of that name, and

@@ -24,6 +24,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind as ClapErrorKind;
 
 use crate::args::{Cli, Command};
+pub use crate::coordinator::{obstacle, proof};
 use crate::failure::{Failure, Result};
 use crate::printer::Printer;
 use crate::settings::{Format, Options, Settings};

@@ -219,6 +219,11 @@ impl Operation {
         self.id
     }
 
+    /// The node it is about.
+    pub(crate) fn node(&self) -> Uuid {
+        self.node
+    }
+
     /// The agent it is on.
     pub(crate) fn agent(&self) -> &Arc<Agent> {
         &self.agent

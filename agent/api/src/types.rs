@@ -377,8 +377,8 @@ pub struct ObserveRequest {
 /// What was seen of a node's transactions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
-    /// Who holds a transaction id, the oldest first; at most 100 of them. `None`: not asked for.
-    pub holders: Option<Vec<XidHolder>>,
+    /// Who holds a transaction id; `None`: not asked for.
+    pub holders: Option<XidHolders>,
     /// `txid_current_snapshot()`; `None`: not asked for. Two that are equal, of one session, mean that no
     /// transaction with an id ended between them.
     pub snapshot: Option<String>,
@@ -388,6 +388,15 @@ pub struct Observed {
     pub at: Timestamp,
     /// How long the database took, in microseconds.
     pub took_us: u64,
+}
+
+/// Transactions that hold an id.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XidHolders {
+    /// How many there are.
+    pub total: u64,
+    /// The oldest of them, at most 100, the oldest first.
+    pub oldest: Vec<XidHolder>,
 }
 
 /// A transaction that holds an id: it has written, or is about to. Its statements are not told.

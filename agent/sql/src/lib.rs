@@ -21,7 +21,7 @@ pub use error::SqlError;
 pub use facts::{ServerFacts, ServerFiles, ServerTablespace, WalPosition, WalReceiver};
 pub use preflight::{Finding, Severity};
 pub use slot::{SlotState, WalStatus};
-pub use transactions::XidHolder;
+pub use transactions::{XidHolder, XidHolders};
 
 // Positions are the same type wherever they are met.
 pub use agent_wal::Lsn;

@@ -11,8 +11,17 @@ use crate::text::Row;
 
 /// A look that takes longer is worth nothing: the moment is gone.
 const LOOK: Duration = Duration::from_secs(2);
-/// More holders than this are not told one by one.
+/// More holders than this are counted, not told one by one.
 const HOLDERS: u32 = 100;
+
+/// Transactions that hold an id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct XidHolders {
+    /// How many there are.
+    pub total: u64,
+    /// The oldest of them, at most 100, the oldest first.
+    pub oldest: Vec<XidHolder>,
+}
 
 /// A transaction that holds an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,13 +42,13 @@ pub struct XidHolder {
 }
 
 impl NodeConnection {
-    /// Transactions that hold an id now, the oldest first, at most 100. A transaction that has written
+    /// Transactions that hold an id now. A transaction that has written
     /// anything is seen until its end has been made visible and its locks are gone; one that ended while we
     /// looked may still be told. Autovacuum's are left out: no client has a half of one.
     ///
     /// # Errors
     /// Those of a statement; [`SqlError::Timeout`] after 2 s.
-    pub async fn xid_holders(&self) -> Result<Vec<XidHolder>, SqlError> {
+    pub async fn xid_holders(&self) -> Result<XidHolders, SqlError> {
         // D 54.12 pg_locks: every transaction holds an exclusive lock on its own id as long as it lasts; one
         // that is prepared goes on holding it, with a null pid. The lock table is read in one piece, and what
         // the two other views say (D 28.2.3, 54.16) is joined to it: read by themselves, they miss a
@@ -47,7 +56,7 @@ impl NodeConnection {
         let sql = format!(
             "SELECT l.pid, a.application_name, a.state, coalesce(a.datname, p.database), \
              greatest(0, (extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start)) * 1000)::bigint), \
-             p.gid, p.owner \
+             p.gid, p.owner, count(*) OVER () \
              FROM (SELECT pid, array_agg(transactionid) AS xids FROM pg_locks \
              WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted \
              GROUP BY pid, virtualtransaction) l \
@@ -57,7 +66,11 @@ impl NodeConnection {
              ORDER BY 5 DESC NULLS LAST LIMIT {HOLDERS}"
         );
         let rows = self.rows_within("looking for transactions", &sql, LOOK);
-        rows.await?.iter().map(holder).collect()
+        let rows = rows.await?;
+        Ok(XidHolders {
+            total: rows.first().map_or(Ok(0), |row| row.value(7))?,
+            oldest: rows.iter().map(holder).collect::<Result<_, _>>()?,
+        })
     }
 
     /// `txid_current_snapshot()`, as text. It changes with every end of a transaction that had an id, and not

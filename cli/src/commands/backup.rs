@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::agents;
 use crate::coordinator::direct::Direct;
-use crate::coordinator::{Coordinator, Moment};
+use crate::coordinator::{Coordinator, Moment, PointArgs};
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
 use crate::leased::Leased;
@@ -62,6 +62,8 @@ pub(crate) struct BackupArgs {
     /// Let the checkpoint at the start take its time, rather than hurry it
     #[arg(long)]
     spread_checkpoint: bool,
+    #[command(flatten)]
+    point: PointArgs,
     /// This agent's database is the node registered as UUID, wherever it lived before
     #[arg(long, value_name = "HOST:PORT=UUID")]
     node_id: Vec<NodeName>,
@@ -116,6 +118,7 @@ pub(crate) async fn run(args: &BackupArgs, settings: &Settings, printer: &Printe
             "`--label` is longer than 256 bytes or has control characters",
         ));
     }
+    args.point.check()?;
     let (live, cancel, started) = (Live::default(), CancellationToken::new(), Timestamp::now());
     let job = Job {
         args,
@@ -231,7 +234,7 @@ impl Job<'_> {
             self.copied(part, &cancel).await
         });
         let mut copies = copies.await?;
-        let moment = Direct::new(self.printer)
+        let moment = Direct::new(&self.args.point, self.printer)
             .mark(&copies, &self.cancel)
             .await?;
         let shipped = self.shipped(&mut copies).await?;
@@ -240,7 +243,7 @@ impl Job<'_> {
         let seconds: Vec<_> = copies.iter().map(Operation::copied).collect();
         self.released(copies).await;
         mirrored::refresh(catalog, self.settings, self.printer).await;
-        commit::report(&manifest, &seconds, self.printer);
+        commit::report(&manifest, &moment, &seconds, self.printer);
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use agent_api::ErrorKind;
 use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::mirror::Mirror;
-use catalog::model::{Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use catalog::model::{Manifest, ManifestState, NodeBackup, NodePoint, Point, Proof};
 use catalog::repo::{BackupState, ListedBackup};
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -16,8 +17,9 @@ use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::coordinator::obstacle::printable;
 use crate::failure::{Failure, Result};
-use crate::printer::{Printer, bytes};
+use crate::printer::{Printer, bytes, duration};
 use crate::settings::Settings;
 use crate::{mirrored, repo};
 
@@ -40,7 +42,12 @@ struct Shown {
     /// `complete`, `deleted`, `abandoned`, `unfinished`, or `damaged`, `newer-format`.
     status: &'static str,
     consistency: Option<catalog::model::Consistency>,
+    /// Why it is no better.
+    unproved: Option<String>,
     point: Option<String>,
+    /// How the point was proved; only when one backup is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proof: Option<Proof>,
     started: Option<Timestamp>,
     completed: Option<Timestamp>,
     label: Option<String>,
@@ -163,7 +170,9 @@ fn listed(backup: ListedBackup) -> Shown {
         engine: None,
         status,
         consistency: None,
+        unproved: None,
         point: None,
+        proof: None,
         started: None,
         completed: None,
         label: None,
@@ -208,7 +217,9 @@ fn shown(manifest: Manifest, point: Option<&Point>) -> Shown {
         engine: Some(manifest.engine),
         status,
         consistency: complete.then_some(manifest.consistency),
+        unproved: manifest.unproved,
         point: manifest.point.map(|point| point.to_string()),
+        proof: point.and_then(|point| point.proof.clone()),
         started: Some(manifest.started),
         completed: complete.then_some(manifest.completed),
         label: manifest.label,
@@ -308,6 +319,34 @@ fn table(backups: &[Shown]) -> String {
     text
 }
 
+/// How the point was proved, or why it was not.
+fn proof(backup: &Shown) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(why) = &backup.unproved {
+        rows.push(("unproved", why.replace(char::is_control, "?")));
+    }
+    let Some(proof) = &backup.proof else {
+        return rows;
+    };
+    if let Some(ms) = proof.window_ms {
+        rows.push((
+            "proved",
+            format!("at attempt {}, in {ms} ms", proof.attempts),
+        ));
+    }
+    for prepared in &proof.in_doubt {
+        let text = format!(
+            "`{}` of database `{}` on node {}, prepared for {}",
+            printable(&prepared.gid),
+            printable(&prepared.database),
+            prepared.node_id,
+            duration(Duration::from_millis(prepared.age_ms))
+        );
+        rows.push(("in doubt", text));
+    }
+    rows
+}
+
 fn detail(backup: &Shown) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -325,6 +364,11 @@ fn detail(backup: &Shown) -> String {
     ];
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
+        if name == "point" {
+            for (name, value) in proof(backup) {
+                table.add_row([name.to_owned(), value]);
+            }
+        }
     }
     for node in &backup.nodes {
         let stored = format!(

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use agent_api::{ApiError, Look, Observed, PreparedAs, XidHolder};
+use agent_api::{ApiError, Look, Observed, PreparedAs, XidHolder, XidHolders};
 use agent_sql::NodeConnection;
 use jiff::Timestamp;
 
@@ -22,7 +22,10 @@ pub(super) async fn observe(
         Look::Snapshot => None,
         Look::Holders | Look::HoldersThenSnapshot => {
             let holders = sql.xid_holders().await.map_err(errors::sql)?;
-            Some(holders.into_iter().map(holder).collect())
+            Some(XidHolders {
+                total: holders.total,
+                oldest: holders.oldest.into_iter().map(holder).collect(),
+            })
         }
     };
     // In this order: a transaction whose end is in the WAL and not yet in the snapshot still holds its id.

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use agent_api::{EventKind, Look, MarkRequest, MarkResult, Observed, Phase};
+use agent_api::{EventKind, Look, MarkRequest, MarkResult, Observed, Phase, XidHolders};
 use support::memory_store::MemoryStore;
 
 use super::*;
@@ -70,7 +70,7 @@ async fn whole(
         match command {
             BackupCommand::Observe(look, answer) => {
                 let _ = answer.send(Ok(Observed {
-                    holders: (look != Look::Snapshot).then(Vec::new),
+                    holders: (look != Look::Snapshot).then(XidHolders::default),
                     snapshot: (look != Look::Holders).then(|| "1:1:".to_owned()),
                     session: 1,
                     at: jiff::Timestamp::now(),
@@ -166,7 +166,10 @@ async fn a_backup_goes_through_its_commands_and_each_may_be_repeated() {
         ErrorKind::Conflict
     );
     let seen = operation.observe(Look::Holders).await.unwrap();
-    assert_eq!((seen.holders, seen.snapshot), (Some(Vec::new()), None));
+    assert_eq!(
+        (seen.holders, seen.snapshot),
+        (Some(XidHolders::default()), None)
+    );
     operation.mark(mark("one")).await.unwrap();
     let seen = operation.observe(Look::Snapshot).await.unwrap();
     assert_eq!((seen.holders, seen.snapshot), (None, Some("1:1:".into())));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agent_api::OperationStatus;
 use catalog::ids::BackupId;
-use catalog::model::{FORMAT, Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use catalog::model::{Consistency, FORMAT, Manifest, ManifestState, NodeBackup, NodePoint, Point};
 use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::agent_failed;
 use super::nodes::Part;
 use crate::coordinator::Moment;
+use crate::coordinator::obstacle::printable;
 use crate::failure::Result;
 use crate::printer::{Printer, bytes, duration};
 
@@ -104,7 +105,7 @@ fn answer(part: &Part, status: OperationStatus) -> Result<(NodeBackup, NodePoint
 }
 
 /// Tells what was made; `copied` is how long each node's copy took.
-pub(super) fn report(manifest: &Manifest, copied: &[Duration], printer: &Printer) {
+pub(super) fn report(manifest: &Manifest, moment: &Moment, copied: &[Duration], printer: &Printer) {
     let mut text = format!("backup {}", manifest.backup_id);
     let mut nodes = Vec::new();
     for (node, copied) in manifest.nodes.iter().zip(copied) {
@@ -133,14 +134,31 @@ pub(super) fn report(manifest: &Manifest, copied: &[Duration], printer: &Printer
             "seconds": copied.as_secs_f64(),
         }));
     }
-    if let Some(point) = &manifest.point {
-        let _ = write!(text, "\n  point {point}");
+    let of = match (moment.consistency, &moment.proof) {
+        (Consistency::PerNode, _) => "consistent per node only".to_owned(),
+        (Consistency::Cluster, None) => "of the only node".to_owned(),
+        (Consistency::Cluster, Some(proof)) => proof.window_ms.map_or_else(
+            || "of the whole cluster".to_owned(),
+            |ms| format!("of the whole cluster, proved in {ms} ms"),
+        ),
+    };
+    let _ = write!(text, "\n  point {}, {of}", moment.point);
+    for prepared in moment.proof.iter().flat_map(|proof| &proof.in_doubt) {
+        let message = format!(
+            "the transaction `{}` of database `{}` is in doubt on node {}: a restore brings it back prepared",
+            printable(&prepared.gid),
+            printable(&prepared.database),
+            prepared.node_id
+        );
+        printer.warning(None, &message);
     }
     printer.text(&text);
     let fields = json!({
         "backup_id": manifest.backup_id,
         "consistency": manifest.consistency,
         "point": manifest.point,
+        "unproved": manifest.unproved,
+        "proof": moment.proof,
         "nodes": nodes,
     });
     printer.result("backup", fields);
