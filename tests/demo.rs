@@ -167,7 +167,18 @@ async fn demo() {
     guide.step("One backup of all three, straight into the bucket, while the clients go on");
     let nodes = fleet.addresses(&[0, 1, 2]);
     let shown = tokio::task::spawn_blocking(move || {
-        show(&fleet, &["backup", "--nodes", &nodes, "--label", "demo"]);
+        show(
+            &fleet,
+            &[
+                "backup",
+                "--nodes",
+                &nodes,
+                "--label",
+                "demo",
+                "--point-timeout",
+                "5",
+            ],
+        );
         fleet
     });
     let mut fleet = shown.await.expect("the backup");

@@ -6,5 +6,13 @@
     reason = "a panic is a failed test, with its reason"
 )]
 
+#[path = "proof/obstacles.rs"]
+mod obstacles;
+#[path = "proof/points.rs"]
+mod points;
+#[path = "proof/roll.rs"]
+mod roll;
 #[path = "proof/statements.rs"]
 mod statements;
+#[path = "proof/transfers.rs"]
+mod transfers;

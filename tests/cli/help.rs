@@ -239,6 +239,28 @@ fn backup() {
           --spread-checkpoint
               Let the checkpoint at the start take its time, rather than hurry it
 
+          --lock <WHEN>
+              How the cluster is held still for its point; only `never` without a proxy
+
+              [default: never]
+              [possible values: never]
+
+          --require-cluster
+              Fail if no point of the whole cluster can be proved, rather than make one per node
+
+          --accept-in-doubt
+              Prove the point although transactions stay prepared, and list those in it
+
+          --point-retries <N>
+              Try so often again to prove the point, each time under a new name
+
+              [default: 500]
+
+          --point-timeout <SECONDS>
+              Try to prove the point for so long
+
+              [default: 30]
+
           --node-id <HOST:PORT=UUID>
               This agent's database is the node registered as UUID, wherever it lived before
 

@@ -1,6 +1,6 @@
 //! What agents ask the database, on every version that is here.
 
-use agent_sql::{ConnectOptions, NodeConnection};
+use agent_sql::{ConnectOptions, NodeConnection, XidHolders};
 use support::os::Scratch;
 use support::postgres::{self, Cluster, ClusterOptions, Installation, SUPERUSER};
 use tokio_postgres::Client;
@@ -35,7 +35,7 @@ async fn looking_takes_no_id(looker: &NodeConnection, client: &Client) {
     let before = id().await;
     let snapshot = looker.transaction_snapshot().await.unwrap();
     for _ in 0..5 {
-        assert_eq!(looker.xid_holders().await.unwrap(), []);
+        assert_eq!(looker.xid_holders().await.unwrap(), XidHolders::default());
         assert_eq!(looker.transaction_snapshot().await.unwrap(), snapshot);
         looker.create_restore_point("a look").await.unwrap();
     }
@@ -45,13 +45,18 @@ async fn looking_takes_no_id(looker: &NodeConnection, client: &Client) {
 async fn an_open_transaction_is_seen(looker: &NodeConnection, client: &Client) {
     let snapshot = looker.transaction_snapshot().await.unwrap();
     run(client, "BEGIN; SELECT count(*) FROM t").await;
-    assert_eq!(looker.xid_holders().await.unwrap(), [], "it only read");
+    assert_eq!(
+        looker.xid_holders().await.unwrap(),
+        XidHolders::default(),
+        "it only read"
+    );
     let savepoints = "INSERT INTO t VALUES (1); SAVEPOINT a; INSERT INTO t VALUES (2); SAVEPOINT b; \
                       INSERT INTO t VALUES (3)";
     run(client, savepoints).await;
     let pid = postgres::query_one(client, "SELECT pg_backend_pid()").await;
     let holders = looker.xid_holders().await.unwrap();
-    let [holder] = holders.as_slice() else {
+    assert_eq!(holders.total, 1);
+    let [holder] = holders.oldest.as_slice() else {
         panic!("one transaction, whatever it consists of: {holders:?}");
     };
     assert_eq!(holder.pid, Some(pid.parse().unwrap()));
@@ -63,7 +68,7 @@ async fn an_open_transaction_is_seen(looker: &NodeConnection, client: &Client) {
     let during = looker.transaction_snapshot().await.unwrap();
     assert_eq!(during, snapshot, "a beginning leaves the snapshot as it is");
     run(client, "ROLLBACK").await;
-    assert_eq!(looker.xid_holders().await.unwrap(), []);
+    assert_eq!(looker.xid_holders().await.unwrap(), XidHolders::default());
     let after = looker.transaction_snapshot().await.unwrap();
     assert_ne!(after, snapshot, "an end does not, also a rollback");
 }
@@ -74,7 +79,8 @@ async fn a_prepared_transaction_is_seen(looker: &NodeConnection, client: &Client
     run(client, sql).await;
     let snapshot = looker.transaction_snapshot().await.unwrap();
     let holders = looker.xid_holders().await.unwrap();
-    let [holder] = holders.as_slice() else {
+    assert_eq!(holders.total, 1);
+    let [holder] = holders.oldest.as_slice() else {
         panic!("one transaction: {holders:?}");
     };
     let prepared = ("a \"gid\"".to_owned(), SUPERUSER.to_owned());
@@ -83,7 +89,7 @@ async fn a_prepared_transaction_is_seen(looker: &NodeConnection, client: &Client
     assert_eq!(holder.database.as_deref(), Some("postgres"));
     assert!(holder.age_ms.unwrap() < 60_000);
     run(client, "COMMIT PREPARED 'a \"gid\"'").await;
-    assert_eq!(looker.xid_holders().await.unwrap(), []);
+    assert_eq!(looker.xid_holders().await.unwrap(), XidHolders::default());
     assert_ne!(looker.transaction_snapshot().await.unwrap(), snapshot);
 }
 
