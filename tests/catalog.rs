@@ -7,8 +7,6 @@
 
 #[path = "catalog/by_hand.rs"]
 mod by_hand;
-#[path = "catalog/faults.rs"]
-mod faults;
 #[path = "catalog/local.rs"]
 mod local;
 #[path = "catalog/operations.rs"]
@@ -26,10 +24,10 @@ use catalog::envelope::{self, sha256_hex};
 use catalog::model::{LogAction, Manifest, ManifestState};
 use catalog::repo::{BackupState, NewEpoch, NodeIdentity, NodeMatch, PointState};
 use catalog::{Catalog, CatalogError, keys};
-use faults::Faulty;
 use pipeline::store::{Key, ObjectStore};
 use samples::{OPERATION, backup_id, enveloped, identity, node_with_epoch, point_id};
 use serde_json::{Value, json};
+use support::faulty_store::FaultyStore;
 use support::memory_store::MemoryStore;
 
 async fn repository() -> (Arc<MemoryStore>, Catalog) {
@@ -522,7 +520,7 @@ async fn a_database_is_matched_to_its_node_or_asked_about() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn racing_writers_all_stand_in_an_unbroken_log() {
-    let store = Arc::new(Faulty::default());
+    let store = Arc::new(FaultyStore::default());
     let shared = || Arc::clone(&store) as Arc<dyn ObjectStore>;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..12 {
@@ -576,7 +574,7 @@ async fn of_two_manifests_one_wins_and_the_same_one_again_is_no_conflict() {
 
 #[tokio::test]
 async fn lost_replies_are_found_out_and_nothing_is_written_twice() {
-    let store = Arc::new(Faulty::default());
+    let store = Arc::new(FaultyStore::default());
     let shared = Arc::clone(&store) as Arc<dyn ObjectStore>;
     let catalog = Catalog::open_or_create(shared, OPERATION).await.unwrap();
     store.lost_replies.store(100, Ordering::SeqCst);
@@ -599,7 +597,7 @@ async fn lost_replies_are_found_out_and_nothing_is_written_twice() {
 
 #[tokio::test]
 async fn a_store_that_is_away_is_never_an_empty_one() {
-    let store = Arc::new(Faulty::default());
+    let store = Arc::new(FaultyStore::default());
     let shared = Arc::clone(&store) as Arc<dyn ObjectStore>;
     let catalog = Catalog::open_or_create(Arc::clone(&shared), OPERATION)
         .await

@@ -31,6 +31,7 @@
 
 pub mod apply;
 mod holdings;
+mod log;
 pub mod plan;
 mod stretch;
 

@@ -22,9 +22,9 @@ use support::memory_store::MemoryStore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::faults::Faulty;
 use super::samples::{OPERATION, epoch, node_with_epoch};
 use super::{damaged, repository};
+use support::faulty_store::FaultyStore;
 
 pub(crate) async fn uploader(store: &Arc<dyn ObjectStore>, operation: Uuid) -> Uploader {
     let start = OperationStart {
@@ -245,7 +245,7 @@ async fn any_change_of_a_wal_object_is_an_error() {
 
 #[tokio::test]
 async fn a_lost_reply_leaves_one_segment_and_no_upload() {
-    let faulty = Arc::new(Faulty::default());
+    let faulty = Arc::new(FaultyStore::default());
     let store = Arc::clone(&faulty) as Arc<dyn ObjectStore>;
     let uploader = uploader(&store, OPERATION).await;
     for (name, plain) in [
@@ -339,7 +339,7 @@ async fn a_segment_is_looked_for_in_the_parents_up_to_the_fork() {
 
 #[tokio::test]
 async fn a_store_that_is_away_is_not_the_end_of_wal() {
-    let faulty = Arc::new(Faulty::default());
+    let faulty = Arc::new(FaultyStore::default());
     let store = Arc::clone(&faulty) as Arc<dyn ObjectStore>;
     let catalog = Catalog::open_or_create(Arc::clone(&store), OPERATION)
         .await
@@ -422,7 +422,7 @@ async fn keys_are_in_the_journal_before_their_uploads_and_in_few_records() {
 
 #[tokio::test]
 async fn without_its_record_no_upload_begins() {
-    let faulty = Arc::new(Faulty::default());
+    let faulty = Arc::new(FaultyStore::default());
     let store = Arc::clone(&faulty) as Arc<dyn ObjectStore>;
     let start = OperationStart {
         operation: OPERATION,

@@ -1,16 +1,11 @@
 //! A copy of made-up files through the pipeline and back, and a store that misbehaves on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use pipeline::PipelineError;
 use pipeline::budget::Budget;
 use pipeline::download::Downloader;
@@ -21,12 +16,10 @@ use pipeline::pack::{
     EntryKind, IndexEntry, IndexInfo, KeyOf, Lane, PackInfo, PackOptions, PackSet,
 };
 use pipeline::retry::RetryPolicy;
-use pipeline::store::{
-    Detail, Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreError, UploadId,
-};
+use pipeline::store::Key;
 use pipeline::throttle::Throttle;
-use pipeline::upload::{UploadJournal, Uploader};
-use support::memory_store::MemoryStore;
+use pipeline::upload::Uploader;
+use support::faulty_store::FaultyStore;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -52,185 +45,10 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A stand-in: a store in memory that can fail, lose replies and break bodies off.
-#[derive(Debug, Default)]
-pub(crate) struct Faulty {
-    pub(crate) inner: MemoryStore,
-    /// Every part from this number on is refused for good; 0: none.
-    pub(crate) refuse_from_part: AtomicUsize,
-    /// The next so many parts fail in a way that passes.
-    pub(crate) flaky_parts: AtomicUsize,
-    pub(crate) lose_complete_reply: AtomicBool,
-    pub(crate) lose_create_reply: AtomicBool,
-    pub(crate) lose_put_reply: AtomicBool,
-    pub(crate) no_checksums: AtomicBool,
-    /// Completion finds an object of somebody else.
-    pub(crate) foreign_object: AtomicBool,
-    /// Bodies end with an error after so many bytes; 0: never.
-    pub(crate) break_after: AtomicUsize,
-    /// How many more bodies break off.
-    pub(crate) breaks: AtomicUsize,
-    pub(crate) part_takes_ms: AtomicU64,
-    pub(crate) parts_received: AtomicUsize,
-    in_flight: AtomicUsize,
-    pub(crate) most_in_flight: AtomicUsize,
-    pub(crate) intended: Mutex<BTreeSet<Key>>,
-}
-
-fn lost(operation: &'static str, key: &Key) -> StoreError {
-    StoreError::UnknownOutcome(Detail::new(operation, key.as_str(), "the reply was lost"))
-}
-
-fn away(operation: &'static str, key: &Key) -> StoreError {
-    StoreError::Unavailable(Detail::new(operation, key.as_str(), "connection reset"))
-}
-
-impl Faulty {
-    fn meta(&self, meta: ObjectMeta) -> ObjectMeta {
-        let checksum = meta
-            .checksum
-            .filter(|_| !self.no_checksums.load(Ordering::SeqCst));
-        ObjectMeta { checksum, ..meta }
-    }
-}
-
-#[async_trait]
-impl UploadJournal for Faulty {
-    async fn intend(&self, key: &Key) -> Result<(), StoreError> {
-        self.intended.lock().unwrap().insert(key.clone());
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Faulty {
-    fn describe(&self) -> String {
-        "memory that misbehaves (a stand-in)".into()
-    }
-
-    async fn now(&self) -> Result<SystemTime, StoreError> {
-        self.inner.now().await
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {
-        let meta = self.inner.put_if_absent(key, body).await?;
-        if self.lose_put_reply.swap(false, Ordering::SeqCst) {
-            return Err(lost("put", key));
-        }
-        Ok(self.meta(meta))
-    }
-
-    async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<ObjectBody, StoreError> {
-        let body = self.inner.get(key, range).await?;
-        let limit = self.break_after.load(Ordering::SeqCst);
-        let take = |left: usize| left.checked_sub(1);
-        let ordering = Ordering::SeqCst;
-        if limit == 0 || self.breaks.fetch_update(ordering, ordering, take).is_err() {
-            return Ok(body);
-        }
-        let size = body.size;
-        let all = body.collect(key, usize::MAX).await?;
-        let mut chunks = vec![Ok(all.slice(..limit.min(all.len())))];
-        if all.len() > limit {
-            chunks.push(Err(away("get", key)));
-        }
-        let stream = futures_util::stream::iter(chunks).boxed();
-        Ok(ObjectBody { size, stream })
-    }
-
-    async fn head(&self, key: &Key) -> Result<ObjectMeta, StoreError> {
-        Ok(self.meta(self.inner.head(key).await?))
-    }
-
-    fn list(&self, prefix: &str) -> BoxStream<'static, Result<ObjectMeta, StoreError>> {
-        self.inner.list(prefix)
-    }
-
-    async fn delete(&self, keys: &[Key]) -> Result<Vec<StoreError>, StoreError> {
-        self.inner.delete(keys).await
-    }
-
-    async fn create_upload(&self, key: &Key) -> Result<UploadId, StoreError> {
-        assert!(
-            self.intended.lock().unwrap().contains(key),
-            "`{key}` was not journalled first"
-        );
-        let upload = self.inner.create_upload(key).await?;
-        if self.lose_create_reply.swap(false, Ordering::SeqCst) {
-            return Err(lost("create upload", key));
-        }
-        Ok(upload)
-    }
-
-    async fn upload_part(
-        &self,
-        key: &Key,
-        upload: &UploadId,
-        number: u32,
-        body: Bytes,
-        sha256: Sha256Digest,
-    ) -> Result<Part, StoreError> {
-        let length = body.len();
-        let now = self.in_flight.fetch_add(length, Ordering::SeqCst) + length;
-        self.most_in_flight.fetch_max(now, Ordering::SeqCst);
-        let pause = self.part_takes_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        self.in_flight.fetch_sub(length, Ordering::SeqCst);
-        let refuse = self.refuse_from_part.load(Ordering::SeqCst);
-        if refuse > 0 && number as usize >= refuse {
-            let detail = Detail::new("upload part", key.as_str(), "AccessDenied");
-            return Err(StoreError::PermissionDenied(detail));
-        }
-        let (take, ordering) = (|left: usize| left.checked_sub(1), Ordering::SeqCst);
-        let part = self
-            .inner
-            .upload_part(key, upload, number, body, sha256)
-            .await?;
-        if self
-            .flaky_parts
-            .fetch_update(ordering, ordering, take)
-            .is_ok()
-        {
-            return Err(lost("upload part", key));
-        }
-        self.parts_received.fetch_add(1, Ordering::SeqCst);
-        Ok(part)
-    }
-
-    async fn complete_if_absent(
-        &self,
-        key: &Key,
-        upload: &UploadId,
-        parts: &[Part],
-    ) -> Result<ObjectMeta, StoreError> {
-        if self.foreign_object.load(Ordering::SeqCst) {
-            self.inner
-                .tamper(key, Some(Bytes::from_static(b"somebody else's")));
-        }
-        let meta = self.inner.complete_if_absent(key, upload, parts).await?;
-        if self.lose_complete_reply.swap(false, Ordering::SeqCst) {
-            return Err(lost("complete upload", key));
-        }
-        Ok(self.meta(meta))
-    }
-
-    async fn abort_upload(&self, key: &Key, upload: &UploadId) -> Result<(), StoreError> {
-        self.inner.abort_upload(key, upload).await
-    }
-
-    async fn list_uploads(&self, key: &Key) -> Result<Vec<UploadId>, StoreError> {
-        self.inner.list_uploads(key).await
-    }
-
-    async fn list_parts(&self, key: &Key, upload: &UploadId) -> Result<Vec<Part>, StoreError> {
-        self.inner.list_parts(key, upload).await
-    }
-}
-
 /// Everything around one copy.
 #[derive(Clone)]
 pub(crate) struct World {
-    pub(crate) store: Arc<Faulty>,
+    pub(crate) store: Arc<FaultyStore>,
     pub(crate) budget: Budget,
     pub(crate) throttle: Throttle,
     pub(crate) cancel: CancellationToken,
@@ -249,8 +67,10 @@ pub(crate) fn pack_key(number: u32) -> Key {
 
 impl World {
     pub(crate) fn new(budget: usize) -> Self {
+        let store = Arc::<FaultyStore>::default();
+        store.journal_first.store(true, Ordering::SeqCst);
         Self {
-            store: Arc::default(),
+            store,
             budget: Budget::new(budget),
             throttle: Throttle::new(None),
             cancel: CancellationToken::new(),

@@ -116,8 +116,8 @@ fn lost_replies_are_resolved_by_reading_back() {
             let store = &world.store;
             store.no_checksums.store(no_checksums, Ordering::SeqCst);
             store.lose_create_reply.store(true, Ordering::SeqCst);
-            store.lose_complete_reply.store(true, Ordering::SeqCst);
-            store.lose_put_reply.store(true, Ordering::SeqCst);
+            store.lost_completions.store(1, Ordering::SeqCst);
+            store.lost_replies.store(1, Ordering::SeqCst);
             store.flaky_parts.store(3, Ordering::SeqCst);
             let copy = world.copy(&one_file(), ONE_LANE, 16 * MIB).await.unwrap();
             assert_eq!(store.inner.uploads_under_way(), 0);
@@ -159,7 +159,7 @@ fn put_verified_tells_ours_from_theirs() {
         let key = Key::new("manifest").unwrap();
         let body = Bytes::from_static(b"one nonce");
         let put = || put_verified(store, &key, body.clone());
-        store.lose_put_reply.store(true, Ordering::SeqCst);
+        store.lost_replies.store(1, Ordering::SeqCst);
         assert_eq!(
             put().await.unwrap(),
             Put::AlreadyOurs,

@@ -11,6 +11,7 @@
 )]
 
 pub mod bucket;
+pub mod faulty_store;
 pub mod fleet;
 pub mod load;
 pub mod memory_store;

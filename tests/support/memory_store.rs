@@ -32,13 +32,13 @@ struct Object {
     locked: Option<SystemTime>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Upload {
     key: Key,
     parts: BTreeMap<u32, (Bytes, Part)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     objects: BTreeMap<Key, Object>,
     uploads: BTreeMap<String, Upload>,
@@ -115,6 +115,13 @@ impl MemoryStore {
     /// Puts the store's clock forward.
     pub fn advance(&self, by: Duration) {
         self.state().ahead += by;
+    }
+
+    /// Another store with the same in it.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = Mutex::new(self.state().clone());
+        Self { state }
     }
 
     /// How many multipart uploads have neither been completed nor aborted.

@@ -11,6 +11,10 @@ use aws_sdk_s3::config::{
     BehaviorVersion, Credentials, Region, RequestChecksumCalculation, timeout::TimeoutConfig,
 };
 use aws_sdk_s3::error::DisplayErrorContext;
+use aws_sdk_s3::types::{
+    DefaultRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
+    ObjectLockRule,
+};
 use aws_smithy_http_client::Builder as HttpBuilder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
@@ -213,6 +217,43 @@ impl Minio {
             },
             ..S3Config::default()
         }
+    }
+
+    /// Makes another bucket, with versions and object lock; `days`: its default retention, in compliance mode.
+    ///
+    /// # Panics
+    /// If MinIO refuses.
+    pub async fn make_locked_bucket(&self, name: &str, days: Option<i32>) {
+        let client = self.client();
+        let make = client.create_bucket().bucket(name);
+        let made = make.object_lock_enabled_for_bucket(true).send().await;
+        made.unwrap_or_else(|error| panic!("{}", DisplayErrorContext(error)));
+        let Some(days) = days else { return };
+        let retention = DefaultRetention::builder()
+            .mode(ObjectLockRetentionMode::Compliance)
+            .days(days)
+            .build();
+        let rule = ObjectLockRule::builder()
+            .default_retention(retention)
+            .build();
+        let lock = ObjectLockConfiguration::builder()
+            .object_lock_enabled(ObjectLockEnabled::Enabled)
+            .rule(rule)
+            .build();
+        let put = client.put_object_lock_configuration().bucket(name);
+        let put = put.object_lock_configuration(lock).send().await;
+        put.unwrap_or_else(|error| panic!("{}", DisplayErrorContext(error)));
+    }
+
+    /// A store on a bucket that [`Self::make_locked_bucket`] made.
+    ///
+    /// # Errors
+    /// As [`S3Store::new`].
+    pub fn store_of(&self, bucket: &str) -> Result<S3Store, StoreError> {
+        S3Store::new(S3Config {
+            bucket: bucket.to_owned(),
+            ..self.config()
+        })
     }
 
     /// A store on the bucket.

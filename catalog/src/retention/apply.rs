@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use pipeline::store::{Hold, Key, StoreError, VersionId};
 use uuid::Uuid;
 
-use super::Stored;
 use super::plan::{LostPoint, Plan, Removed, Why};
+use super::{Stored, log};
 use crate::envelope::{MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
 use crate::error::CatalogError;
 use crate::fence::Abandoned;
@@ -135,9 +135,7 @@ pub async fn apply<G: Guard>(
     let readers = work.readers(plan).await?;
     work.report.read.clone_from(&readers);
     if readers.is_empty() {
-        for point in &plan.points {
-            work.point(point).await?;
-        }
+        work.points(&plan.points).await?;
         work.remove(&plan.wal).await?;
     }
     for dead in &plan.dead {
@@ -265,24 +263,39 @@ impl<G: Guard> Work<'_, G> {
         Ok(())
     }
 
-    /// Says in the log that a point goes, and lets it go: one that is missing without an entry counts as lost.
-    async fn point(&mut self, point: &LostPoint) -> Result<(), G::Error> {
-        let key = &point.stored.key;
-        match self.catalog.fetch(key, OBJECT_LIMIT).await {
-            Ok(stored) => {
-                self.guard.prove().await?;
-                let (action, sha256) = (LogAction::PointRemoved, sha256_hex(&stored));
-                let logged = self
-                    .catalog
-                    .append_log(action, key, &sha256, self.operation);
-                logged.await?;
+    /// Says in the log that points go, and lets them go: one that is missing without an entry counts as lost.
+    async fn points(&mut self, points: &[LostPoint]) -> Result<(), G::Error> {
+        if points.is_empty() {
+            return Ok(());
+        }
+        // Said once is enough, however often a run is stopped or a lock holds the point.
+        let said = log::entries(self.catalog).await?.into_iter();
+        let said = said.filter(|entry| entry.action == LogAction::PointRemoved);
+        let said: BTreeSet<String> = said.map(|entry| entry.object).collect();
+        for point in points {
+            let key = &point.stored.key;
+            if !said.contains(key.as_str()) {
+                self.say_removed(key).await?;
             }
-            Err(error) if error.is_absent() => {}
+            if self.remove(std::slice::from_ref(&point.stored)).await? {
+                self.report.points += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn say_removed(&self, point: &Key) -> Result<(), G::Error> {
+        let stored = match self.catalog.fetch(point, OBJECT_LIMIT).await {
+            Ok(stored) => stored,
+            Err(error) if error.is_absent() => return Ok(()),
             Err(error) => return Err(error.into()),
-        }
-        if self.remove(std::slice::from_ref(&point.stored)).await? {
-            self.report.points += 1;
-        }
+        };
+        self.guard.prove().await?;
+        let (action, sha256) = (LogAction::PointRemoved, sha256_hex(&stored));
+        let logged = self
+            .catalog
+            .append_log(action, point, &sha256, self.operation);
+        logged.await?;
         Ok(())
     }
 

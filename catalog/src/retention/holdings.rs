@@ -17,6 +17,7 @@ use crate::model::{
     LeaseScope, LogAction, Manifest, ManifestState, OperationEvent, OperationRecord, Point,
 };
 use crate::repo::{Catalog, PointState, in_parallel};
+use crate::retention::log;
 use crate::wal::WalName;
 
 /// One key with all its versions.
@@ -410,21 +411,10 @@ async fn state(
     })
 }
 
-/// Names of the backups that the log says were committed. Entries that cannot be read say nothing.
+/// Names of the backups that the log says were committed.
 async fn committed(catalog: &Catalog) -> Result<BTreeSet<String>, CatalogError> {
-    let last = catalog.log_head().await?.map_or(0, |head| head.seq);
-    let entries = in_parallel(1..=last, |seq| async move {
-        match catalog.log_entry(seq).await {
-            Ok(entry) => Ok(Some(entry)),
-            Err(error) if error.is_of_object() => Ok(None),
-            Err(error) => Err(error),
-        }
-    });
-    let of_manifests = entries
-        .await?
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry.action == LogAction::BackupCommitted);
+    let entries = log::entries(catalog).await?.into_iter();
+    let of_manifests = entries.filter(|entry| entry.action == LogAction::BackupCommitted);
     let names = of_manifests.filter_map(|entry| {
         let name = entry.object.strip_prefix(keys::BACKUPS)?;
         Some(name.strip_suffix("/manifest.json")?.to_owned())

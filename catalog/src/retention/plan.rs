@@ -242,15 +242,24 @@ pub fn prune(holdings: &Holdings, rules: &Rules) -> Plan {
     let view = View::new(holdings, rules);
     let kept = view.kept();
     let mut plan = Plan::default();
-    for (id, manifest) in &view.complete {
-        match kept.get(*id) {
+    let mut complete: Vec<&str> = view.complete.keys().copied().collect();
+    complete.sort_by_key(|id| view.order(id));
+    for id in complete {
+        match kept.get(id) {
             Some(why) => plan.kept.push(Kept {
-                id: manifest.backup_id.clone(),
+                id: view.complete[id].backup_id.clone(),
                 why: *why,
             }),
             None => plan.removed.extend(view.removal(id, Why::Retention)),
         }
     }
+    // An increment before what it builds on: no listed backup ever lacks its parent.
+    let depth = |removed: &Removed| {
+        view.chain(removed.id.as_str())
+            .map_or(0, |chain| chain.len())
+    };
+    plan.removed
+        .sort_by_key(|removed| std::cmp::Reverse(depth(removed)));
     for (name, held) in &holdings.backups {
         if matches!(held.state, HeldState::Deleted(_)) {
             match (
@@ -774,9 +783,9 @@ impl<'a> View<'a> {
             let age = self.held.now.duration_since(operation.newest);
             let ancient = age > jiff::SignedDuration::try_from(JOURNALS).unwrap_or_default();
             let known = operation.damaged.is_none() && operation.kind.is_some();
-            // Its uploads have been asked for just now. A restore without an end may have nodes that look
-            // for its decision when they wake up.
-            if ancient && known && operation.uploads.is_empty() && (operation.ended || over) {
+            // Its uploads have been asked for just now, and are aborted before. A restore without an end may
+            // have nodes that look for its decision when they wake up.
+            if ancient && known && (operation.ended || over) {
                 plan.journals.extend(operation.objects.iter().cloned());
             }
         }

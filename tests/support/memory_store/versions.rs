@@ -7,7 +7,7 @@ use pipeline::store::{Detail, Hold, Key, ObjectVersion, StoreError, Undeleted, V
 use super::{MemoryStore, Object, State};
 
 /// What is not the object that readers get: an older version, or the mark of a deletion.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Past {
     key: Key,
     version: u64,
@@ -17,7 +17,7 @@ pub(super) struct Past {
 }
 
 /// How the bucket was set up.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Versioning {
     enabled: bool,
     /// The retention of every new object.
