@@ -30,10 +30,12 @@
 //! goes.
 
 pub mod apply;
+mod garbage;
 mod holdings;
 mod log;
 pub mod plan;
 mod stretch;
+mod view;
 
 pub use holdings::{
     BackupHolding, HeldState, Holdings, OperationHolding, PointHolding, Stored, WalHolding,

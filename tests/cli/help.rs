@@ -2,11 +2,13 @@
 
 use crate::Home;
 
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 11] = [
     &[],
     &["backup"],
     &["show"],
     &["restore"],
+    &["delete"],
+    &["prune"],
     &["certs"],
     &["certs", "init"],
     &["certs", "issue"],

@@ -55,6 +55,7 @@ pub(crate) async fn all(store: &dyn ObjectStore, caps: &Caps) {
     missing_things(store).await;
     listing_is_in_order(store, caps).await;
     long_listing_and_deletes(store, caps).await;
+    versions(store, caps).await;
     multipart(store).await;
     wrong_part(store).await;
     wrong_completion(store).await;
@@ -297,6 +298,53 @@ async fn long_listing_and_deletes(store: &dyn ObjectStore, caps: &Caps) {
     assert!(store.delete(&keys[..5]).await.unwrap().is_empty());
     store.put_if_absent(&keys[0], "again".into()).await.unwrap();
     assert_eq!(read(store, &keys[0]).await, "again");
+}
+
+/// Of each object all versions are listed and deleted for good; these stores keep one of each.
+async fn versions(store: &dyn ObjectStore, caps: &Caps) {
+    let keys: Vec<_> = (0..caps.many)
+        .map(|n| key(&format!("versions/{n:05}")))
+        .collect();
+    let puts = keys
+        .iter()
+        .map(|key| store.put_if_absent(key, "xyz".into()));
+    let puts: Vec<_> = stream::iter(puts)
+        .buffer_unordered(16)
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(puts.len(), keys.len());
+    let mut listed: Vec<_> = store
+        .list_versions("versions/")
+        .try_collect()
+        .await
+        .unwrap();
+    listed.sort_by(|a, b| a.key.cmp(&b.key));
+    let listed_keys: Vec<_> = listed.iter().map(|it| it.key.clone()).collect();
+    assert_eq!(listed_keys, keys);
+    for found in &listed {
+        assert!(
+            found.is_latest && !found.is_marker && found.size == 3,
+            "{found:?}"
+        );
+        assert!(found.last_modified.is_some(), "{found:?}");
+    }
+    let one = &listed[0];
+    let held = store.hold(&one.key, one.version.as_ref()).await.unwrap();
+    assert_eq!(held, None);
+    assert!(!store.holds_objects().await.unwrap());
+    let all: Vec<_> = listed.into_iter().map(|it| (it.key, it.version)).collect();
+    for _ in 0..2 {
+        let left = store.delete_versions(&all).await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let left: Vec<_> = store
+        .list_versions("versions/")
+        .try_collect()
+        .await
+        .unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    assert_error!(store.head(&keys[0]).await, NotFound);
 }
 
 async fn multipart(store: &dyn ObjectStore) {

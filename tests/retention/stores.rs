@@ -7,7 +7,8 @@ use catalog::keys;
 use catalog::retention::apply;
 use catalog::retention::plan::{self, Rules};
 use futures_util::TryStreamExt as _;
-use pipeline::store::{Key, ObjectStore, ObjectVersion};
+use pipeline::store::s3::{S3Config, S3Store};
+use pipeline::store::{Key, ObjectStore, ObjectVersion, StoreError};
 use support::memory_store::MemoryStore;
 use support::{minio, s3, skip};
 
@@ -224,4 +225,77 @@ async fn what_a_lock_holds_on_minio_is_reported() {
     // Nothing was hidden instead: the versions are all there, without a mark.
     let left = versions(&*world.store, &format!("backups/{gone}/")).await;
     assert!(left.iter().all(|it| !it.is_marker), "{left:?}");
+}
+
+/// The policies of `minio/`: who makes backups cannot delete, who prunes can, both only below their prefix.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_policies_let_only_the_operator_delete() {
+    let test = "retention::the_policies_let_only_the_operator_delete";
+    let Some(minio) = minio::start(false).await else {
+        skip(test, "there is no minio binary here");
+        return;
+    };
+    let agent = include_str!("../../minio/policies/agent.json");
+    let operator = include_str!("../../minio/policies/operator.json");
+    let (Some(agent), Some(operator)) = (
+        minio.user("agent", agent, "prod"),
+        minio.user("operator", operator, "prod"),
+    ) else {
+        skip(test, "there is no mc binary here");
+        return;
+    };
+    let agents: Arc<dyn ObjectStore> = Arc::new(S3Store::new(agent.clone()).unwrap());
+    let operators: Arc<dyn ObjectStore> = Arc::new(S3Store::new(operator).unwrap());
+    // All that a backup does, with the agents' right: to make objects and uploads, and to end these.
+    let mut made = World::on(Arc::clone(&agents), Arc::default()).await;
+    let first = made.full().await;
+    made.gap();
+    made.full().await;
+    let dead = made.backup(None, End::Killed, 1).await;
+    made.assert_whole().await;
+    let pack = made.keys(&format!("backups/{first}/")).await;
+    let pack = Key::new(
+        pack.iter()
+            .find(|key| key.ends_with("pack-00000"))
+            .unwrap()
+            .clone(),
+    )
+    .unwrap();
+    let refused = agents.delete_versions(&[(pack.clone(), None)]).await;
+    let denied = |error: &StoreError| matches!(error, StoreError::PermissionDenied(_));
+    match refused {
+        Ok(left) => assert!(left.len() == 1 && denied(&left[0].error), "{left:?}"),
+        Err(error) => assert!(denied(&error), "{error}"),
+    }
+    assert!(agents.head(&pack).await.is_ok());
+    // Nobody's prefix but one's own.
+    let elsewhere = S3Store::new(S3Config {
+        prefix: "other".into(),
+        ..agent
+    });
+    let elsewhere = elsewhere.unwrap().put_if_absent(&pack, "x".into()).await;
+    assert!(elsewhere.as_ref().is_err_and(denied), "{elsewhere:?}");
+    let world = made.over(&operators, &Arc::default()).await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    let plan = world
+        .plan(&Rules {
+            keep_full: Some(1),
+            ..NO_GRACE
+        })
+        .await;
+    assert_eq!(
+        (plan.removed.len(), plan.dead.len(), plan.uploads.len()),
+        (1, 1, 2),
+        "{plan:?}"
+    );
+    assert!(
+        apply::holds(&world.catalog, &plan)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let report = world.apply(&plan).await;
+    assert!(report.refused.is_none(), "{report:?}");
+    assert_eq!((report.deleted, report.fenced), (vec![first], vec![dead]));
+    world.assert_whole().await;
 }

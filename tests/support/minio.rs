@@ -59,6 +59,15 @@ pub fn binary() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// MinIO's client, where its server is, or of the environment's `MC`.
+pub fn client_binary() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("MC").filter(|named| !named.is_empty()) {
+        return Some(PathBuf::from(named)).filter(|path| path.is_file());
+    }
+    let beside = binary()?.with_file_name("mc");
+    beside.is_file().then_some(beside)
+}
+
 /// Starts MinIO, with TLS if `tls`, and makes a bucket. `None` if there is no MinIO here.
 ///
 /// # Panics
@@ -252,6 +261,46 @@ impl Minio {
     pub fn store_of(&self, bucket: &str) -> Result<S3Store, StoreError> {
         S3Store::new(S3Config {
             bucket: bucket.to_owned(),
+            ..self.config()
+        })
+    }
+
+    /// Makes a user that may do what `policy` (JSON) says, with the prefix `prefix` of the bucket. `None` if there is
+    /// no `mc` here. Without TLS only.
+    ///
+    /// # Panics
+    /// If MinIO refuses.
+    pub fn user(&self, name: &str, policy: &str, prefix: &str) -> Option<S3Config> {
+        let mc = client_binary()?;
+        let secret = "a-secret-of-a-user";
+        let policy = policy
+            .replace("BUCKET", &self.bucket)
+            .replace("PREFIX", prefix);
+        let file = self.directory.path().join(format!("{name}.json"));
+        fs::write(&file, policy).expect("a file");
+        let file = file.display().to_string();
+        for args in [
+            vec!["alias", "set", "here", &self.endpoint, USER, PASSWORD],
+            vec!["admin", "policy", "create", "here", name, &file],
+            vec!["admin", "user", "add", "here", name, secret],
+            vec!["admin", "policy", "attach", "here", name, "--user", name],
+        ] {
+            let config = self.directory.path().join("mc");
+            let output = Command::new(&mc)
+                .arg("--config-dir")
+                .arg(config)
+                .args(&args)
+                .output();
+            let output = output.expect("mc runs");
+            assert!(output.status.success(), "mc {args:?}: {output:?}");
+        }
+        Some(S3Config {
+            prefix: prefix.to_owned(),
+            credentials: CredentialSource::Static {
+                access_key_id: name.to_owned(),
+                secret_access_key: secret.to_owned(),
+                session_token: None,
+            },
             ..self.config()
         })
     }
