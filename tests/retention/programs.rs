@@ -44,7 +44,7 @@ fn listed(fleet: &Fleet, status: &str) -> Vec<String> {
 /// Every backup that the catalog lists as complete has its objects and its WAL.
 async fn assert_whole(bucket: &Bucket) {
     let store = bucket.store();
-    let catalog = Catalog::open(store.clone()).await.unwrap();
+    let catalog = Catalog::open(std::sync::Arc::clone(&store)).await.unwrap();
     let there: Vec<_> = store.list("").try_collect().await.unwrap();
     let has = |key: &pipeline::store::Key| there.iter().any(|object| object.key == *key);
     for listed in catalog.backups().await.unwrap() {

@@ -234,9 +234,9 @@ impl Minio {
     /// If MinIO refuses.
     pub async fn make_locked_bucket(&self, name: &str, days: Option<i32>) {
         let client = self.client();
-        let make = client.create_bucket().bucket(name);
-        let made = make.object_lock_enabled_for_bucket(true).send().await;
-        made.unwrap_or_else(|error| panic!("{}", DisplayErrorContext(error)));
+        let bucket = client.create_bucket().bucket(name);
+        let created = bucket.object_lock_enabled_for_bucket(true).send().await;
+        created.unwrap_or_else(|error| panic!("{}", DisplayErrorContext(error)));
         let Some(days) = days else { return };
         let retention = DefaultRetention::builder()
             .mode(ObjectLockRetentionMode::Compliance)

@@ -15,7 +15,7 @@ use crate::model::Manifest;
 
 impl View<'_> {
     /// What lies below a name and is no part of what stands there.
-    pub(super) fn litter(&self, name: &str, held: &BackupHolding) -> Vec<Stored> {
+    pub(super) fn litter(name: &str, held: &BackupHolding) -> Vec<Stored> {
         let Ok(id) = name.parse::<BackupId>() else {
             return Vec::new();
         };

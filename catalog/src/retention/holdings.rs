@@ -13,6 +13,7 @@ use crate::error::CatalogError;
 use crate::ids::{BackupId, EpochId, PointId};
 use crate::journal;
 use crate::keys;
+use crate::lease::StandingLease;
 use crate::model::{
     LeaseScope, LogAction, Manifest, ManifestState, OperationEvent, OperationRecord, Point,
 };
@@ -158,7 +159,7 @@ impl Holdings {
             LeaseScope::Maintain,
         ] {
             leases.push(by_key(catalog, &keys::leases_prefix(scope), now).await?);
-            if let Some(standing) = catalog.lease(scope).await?.filter(|it| it.is_held()) {
+            if let Some(standing) = catalog.lease(scope).await?.filter(StandingLease::is_held) {
                 holders.insert(standing.lease.operation);
                 if scope == LeaseScope::Backup {
                     in_making = Some(standing.lease.backup_id);

@@ -261,7 +261,7 @@ pub fn prune(holdings: &Holdings, rules: &Rules) -> Plan {
     for (name, held) in &holdings.backups {
         if matches!(held.state, HeldState::Deleted(_)) {
             match (
-                view.removal_of(name, held, Why::Leftover),
+                View::removal_of(name, held, Why::Leftover),
                 view.reader(name),
             ) {
                 (Some(it), None) if !it.is_empty() => plan.removed.push(it),
@@ -280,7 +280,7 @@ pub fn prune(holdings: &Holdings, rules: &Rules) -> Plan {
     let everything = |_: &Point| true;
     view.points_and_wal(&mut plan, everything, None);
     for (name, held) in &holdings.backups {
-        plan.litter.extend(view.litter(name, held));
+        plan.litter.extend(View::litter(name, held));
     }
     view.uploads_and_journals(&mut plan);
     for leases in &holdings.leases {
@@ -340,14 +340,14 @@ pub fn delete(holdings: &Holdings, text: &str, even_last_good: bool) -> Result<P
     }
     let mut plan = Plan::default();
     if matches!(held.state, HeldState::Abandoned) {
-        plan.litter = view.litter(name, held);
+        plan.litter = View::litter(name, held);
         return Ok(plan);
     }
     let why = match held.state {
         HeldState::Deleted(_) => Why::Leftover,
         _ => Why::Asked,
     };
-    let removal = view.removal_of(name, held, why);
+    let removal = View::removal_of(name, held, why);
     plan.removed
         .extend(removal.filter(|it| why == Why::Asked || !it.is_empty()));
     for (other, manifest) in &view.complete {

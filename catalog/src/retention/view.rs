@@ -191,10 +191,10 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn removal(&self, name: &str, why: Why) -> Option<Removed> {
-        self.removal_of(name, self.held.backups.get(name)?, why)
+        Self::removal_of(name, self.held.backups.get(name)?, why)
     }
 
-    pub(super) fn removal_of(&self, name: &str, held: &BackupHolding, why: Why) -> Option<Removed> {
+    pub(super) fn removal_of(name: &str, held: &BackupHolding, why: Why) -> Option<Removed> {
         let id: BackupId = name.parse().ok()?;
         let (manifest, tombstone) = (keys::manifest(&id), keys::tombstone(&id));
         let objects = held.objects.iter();
@@ -292,7 +292,6 @@ impl<'a> View<'a> {
         };
         let over = operation.ended && operation.damaged.is_none();
         match (operation.kind.as_deref(), &operation.backup) {
-            (Some("restore" | "delete" | "prune" | "verify" | "check"), _) => false,
             (Some("backup"), Some(backup)) if !dead.contains(backup) => {
                 match self.held.backups.get(backup.as_str()).map(|it| &it.state) {
                     // Nothing of it is there: its operator knows whether something will be.
@@ -302,7 +301,8 @@ impl<'a> View<'a> {
                     Some(_) => false,
                 }
             }
-            (Some("backup"), Some(_)) => false,
+            (Some("backup"), Some(_))
+            | (Some("restore" | "delete" | "prune" | "verify" | "check"), _) => false,
             _ => !over && (self.held.holders.contains(&id) || !self.is_old(operation.newest)),
         }
     }

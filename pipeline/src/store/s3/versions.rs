@@ -216,11 +216,10 @@ impl S3Store {
             })
             .await;
         match answer {
-            Ok(_) => Ok(true),
+            // Who may not ask of the bucket may yet ask of each object.
+            Ok(_) | Err(StoreError::PermissionDenied(_)) => Ok(true),
             // `ObjectLockConfigurationNotFoundError`, or a store without such a call.
             Err(StoreError::NotFound(_) | StoreError::Invalid(_)) => Ok(false),
-            // Who may not ask of the bucket may yet ask of each object.
-            Err(StoreError::PermissionDenied(_)) => Ok(true),
             Err(error) => Err(error),
         }
     }
