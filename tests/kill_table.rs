@@ -14,6 +14,8 @@
 
 #[path = "kill_table/backup.rs"]
 mod backup;
+#[path = "kill_table/removal.rs"]
+mod removal;
 #[path = "kill_table/running.rs"]
 mod running;
 #[path = "kill_table/table.rs"]

@@ -14,7 +14,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -32,8 +31,8 @@ use crate::repo::Catalog;
 
 /// Begins the names of files that are being written.
 const TEMPORARY: &str = ".tmp-";
-/// A temporary file this old belongs to nobody.
-const ABANDONED: Duration = Duration::from_hours(1);
+/// How often a file is written again that somebody took for a dead process's before it was locked.
+const TRIES: u32 = 3;
 /// Objects fetched at the same time.
 const PARALLEL: usize = 8;
 
@@ -277,9 +276,8 @@ fn prepare(directory: &Path, keep: &HashSet<String>) -> Result<usize, CatalogErr
     for name in names(directory)? {
         let path = directory.join(&name);
         if name.starts_with(TEMPORARY) {
-            // Another process may be about to rename a younger one.
-            if is_abandoned(&path) {
-                remove(&path)?;
+            if is_abandoned(&path) && remove(&path)? {
+                tracing::info!(path = %path.display(), "removed what a killed command left in the mirror");
             }
         } else if !keep.contains(&name) {
             removed += usize::from(remove(&path)?);
@@ -288,9 +286,9 @@ fn prepare(directory: &Path, keep: &HashSet<String>) -> Result<usize, CatalogErr
     Ok(removed)
 }
 
+/// Whether the process that was writing it is dead: a living one has it locked.
 fn is_abandoned(path: &Path) -> bool {
-    let written = fs::symlink_metadata(path).and_then(|it| it.modified());
-    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > ABANDONED))
+    File::open(path).is_ok_and(|file| file.try_lock().is_ok())
 }
 
 /// Names in a directory, sorted; none if it does not exist.
@@ -332,22 +330,37 @@ fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 
 /// Replaces a file as a whole: killed at any moment, the old one or the new one is there.
 fn write(path: &Path, bytes: &Bytes) -> Result<(), CatalogError> {
-    let temporary = path.with_file_name(format!("{TEMPORARY}{}", Uuid::new_v4()));
-    let written = write_new(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        failed(path)(error)
-    })
+    let mut tries = 1;
+    loop {
+        let temporary = path.with_file_name(format!("{TEMPORARY}{}", Uuid::new_v4()));
+        let written = write_locked(&temporary, bytes).and_then(|lock| {
+            fs::rename(&temporary, path)?;
+            drop(lock);
+            Ok(())
+        });
+        match written {
+            Ok(()) => return Ok(()),
+            // Another command removed it in the moment before it was locked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+            Err(error) => {
+                let _ = fs::remove_file(&temporary);
+                return Err(failed(path)(error));
+            }
+        }
+    }
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a new file, locked as long as what is returned lives.
+fn write_locked(path: &Path, bytes: &[u8]) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let mut file = options
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
+    file.lock()?;
     file.write_all(bytes)?;
     // Without this a crash may leave an empty file under the final name; it would be written again.
-    file.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }

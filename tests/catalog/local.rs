@@ -76,6 +76,25 @@ async fn the_mirror_is_what_the_bucket_has_whatever_was_there() {
 }
 
 #[tokio::test]
+async fn what_a_killed_command_left_in_the_mirror_goes_and_what_a_living_one_writes_stays() {
+    let (_store, catalog, _manifest) = with_backup().await;
+    let home = tempfile::tempdir().unwrap();
+    let mirror = Mirror::new(home.path(), catalog.repository().repository_id);
+    mirror.sync(&catalog).await.unwrap();
+    let folder = mirror.directory().join("backups");
+    let [dead, alive] = [".tmp-dead", ".tmp-alive"].map(|name| folder.join(name));
+    fs::write(&dead, "half").unwrap();
+    let writing = fs::File::create(&alive).unwrap();
+    writing.lock().unwrap();
+    mirror.sync(&catalog).await.unwrap();
+    assert!(!dead.exists() && alive.exists());
+    // Its process has been killed: the lock is gone with it.
+    drop(writing);
+    mirror.sync(&catalog).await.unwrap();
+    assert!(!alive.exists());
+}
+
+#[tokio::test]
 async fn the_mirror_keeps_unknown_fields_and_leaves_out_what_is_damaged() {
     let (store, catalog, manifest) = with_backup().await;
     let home = tempfile::tempdir().unwrap();

@@ -218,15 +218,8 @@ async fn play(world: &mut World, row: Row<At>) -> Shown {
     let hold = hold(world, row.step);
     let mut running = world.start_backup();
     let held = hold.reached().await;
-    let id = std::cell::RefCell::new(String::new());
-    running
-        .until(|event| {
-            let named = event["backup_id"].as_str().unwrap_or_default();
-            named.clone_into(&mut id.borrow_mut());
-            event["event"] == "started"
-        })
-        .await;
-    let id = id.into_inner();
+    let started = running.until(|event| event["event"] == "started").await;
+    let id = started["backup_id"].as_str().unwrap().to_owned();
     let before = effect(world, row.step, &id, &mut running).await;
     let what = format!("{row}: held at {held}; there is {before}");
     println!("{what}");

@@ -50,21 +50,29 @@ impl Running {
             .await;
     }
 
-    /// Reads on until an event is the one.
-    pub(crate) async fn until(&mut self, is_it: impl Fn(&Value) -> bool) {
+    /// Reads on until an event is the one, unless it has come before, and returns it.
+    pub(crate) async fn until(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        let parse = |line: &str| serde_json::from_str(line).expect("every line is JSON");
+        let before = self.said.lines().map(parse).find(&is_it);
+        if let Some(event) = before {
+            return event;
+        }
         let found = async {
             while let Some(line) = self.lines.recv().await {
                 self.said.push_str(&line);
                 self.said.push('\n');
-                let event = serde_json::from_str(&line).expect("every line is JSON");
+                let event = parse(&line);
                 if is_it(&event) {
-                    return true;
+                    return Some(event);
                 }
             }
-            false
+            None
         };
         let found = tokio::time::timeout(LIMIT, found).await;
-        assert_eq!(found, Ok(true), "it never came: {}", self.said);
+        found
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| panic!("it never came: {}", self.said))
     }
 
     /// SIGKILL, and wait. It must have been alive.

@@ -47,6 +47,11 @@ pub(crate) fn words<'a>(first: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 impl World {
     /// Two databases, the first one large enough for multipart uploads, both in one backup already.
     pub(crate) async fn new(name: &str) -> Self {
+        Self::with(name, &AGENT).await
+    }
+
+    /// The same, with `flags` for the agents.
+    pub(crate) async fn with(name: &str, flags: &[&str]) -> Self {
         let bucket = Bucket::double().await;
         let mut fleet = Fleet::new(name, &bucket.config());
         for host in ["a", "b"] {
@@ -54,7 +59,7 @@ impl World {
                 wal_segment_mib: 1,
                 ..ClusterOptions::default()
             };
-            fleet.add_database_with(host, &Installation::newest(), options, &AGENT);
+            fleet.add_database_with(host, &Installation::newest(), options, flags);
         }
         let first = fleet.hosts[0].cluster.as_ref().unwrap();
         // No compression makes random bytes fewer: more than one part of 8 MiB.
@@ -126,13 +131,30 @@ impl World {
 
     /// Runs a command until nobody else is in its way any more: what died needs a moment to be noticed.
     pub(crate) async fn again(&self, args: &[&str]) -> Value {
+        let run = self.until_free(args, None).await;
+        run.good().result()
+    }
+
+    /// The same for a command that may also end with an error of `kind`; says which it was.
+    pub(crate) async fn again_or(&self, args: &[&str], kind: &str) -> String {
+        let run = self.until_free(args, Some(kind)).await;
+        match run.code {
+            0 => "done".to_owned(),
+            _ => kind.to_owned(),
+        }
+    }
+
+    async fn until_free(&self, args: &[&str], fine: Option<&str>) -> Run {
         let until = Instant::now() + SETTLE;
         loop {
             let run = self.run(&words(args, &PATIENCE));
             if run.code == 0 {
-                return run.result();
+                return run;
             }
             let error = run.result()["error"].clone();
+            if fine.is_some() && error["kind"].as_str() == fine {
+                return run;
+            }
             // The dead command's lease runs out; a dead agent's session ends.
             let waits = error["kind"] == "conflict";
             assert!(waits && Instant::now() < until, "{args:?}: {run:?}");

@@ -104,11 +104,19 @@ impl Hold {
     /// # Panics
     /// If none comes within 90 s.
     pub async fn reached(&self) -> String {
+        self.reached_by(1).await.swap_remove(0)
+    }
+
+    /// Waits until so many requests have come, held or given up since, and returns their keys.
+    ///
+    /// # Panics
+    /// If they do not come within 90 s.
+    pub async fn reached_by(&self, count: usize) -> Vec<String> {
         let mut arrived = self.0.arrived.subscribe();
-        let first = arrived.wait_for(|keys| !keys.is_empty());
-        let first = tokio::time::timeout(ARRIVES_WITHIN, first).await;
-        let keys = first.unwrap_or_else(|_| panic!("no request came to {:?}", self.0));
-        keys.expect("the gate is ours")[0].clone()
+        let enough = arrived.wait_for(|keys| keys.len() >= count);
+        let enough = tokio::time::timeout(ARRIVES_WITHIN, enough).await;
+        let keys = enough.unwrap_or_else(|_| panic!("fewer than {count} came to {:?}", self.0));
+        keys.expect("the gate is ours").clone()
     }
 
     /// Lets those held go on; nothing is held any more.
