@@ -24,7 +24,7 @@ use pipeline::download::Downloader;
 use pipeline::store::{Key, ObjectStore};
 
 pub use finding::{Finding, Report, Severity};
-pub use repair::{Repair, Repaired};
+pub use repair::{Repair, Repaired, put_back_repository};
 
 use crate::error::CatalogError;
 use crate::ids::BackupId;

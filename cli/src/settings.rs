@@ -219,6 +219,23 @@ pub(crate) struct NodesArgs {
     nodes: Option<Vec<Address>>,
 }
 
+/// Options of commands that read the bucket themselves.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ReadArgs {
+    /// Packs and WAL segments read at the same time [default: 4]
+    #[arg(long, short, env = "GS_PITR_JOBS", hide_env_values = true, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
+    /// Most bytes a second that are fetched from the bucket, such as 50MiB
+    #[arg(
+        long,
+        env = "GS_PITR_BANDWIDTH",
+        hide_env_values = true,
+        value_name = "RATE"
+    )]
+    bandwidth: Option<ByteRate>,
+}
+
 /// Compression, for the commands that write.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct LevelArgs {
@@ -343,6 +360,16 @@ impl From<&NodesArgs> for Options {
     fn from(args: &NodesArgs) -> Self {
         Self {
             nodes: args.nodes.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&ReadArgs> for Options {
+    fn from(args: &ReadArgs) -> Self {
+        Self {
+            jobs: args.jobs,
+            bandwidth: args.bandwidth,
             ..Self::default()
         }
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use pipeline::store::{Key, StoreError};
+use pipeline::store::{Key, ObjectStore, StoreError};
 use uuid::Uuid;
 
 use super::inventory::Kind;
@@ -65,10 +65,49 @@ impl Repair {
         }
     }
 
+    /// Whether it brings `repository.json` back, without which there is no catalog to mend anything else:
+    /// see [`put_back_repository`].
+    #[must_use]
+    pub fn opens_repository(&self) -> bool {
+        self.is_put_back() && *self.key() == keys::repository()
+    }
+
     /// Whether it has to come first: an entry belongs after those that were lost.
     #[must_use]
     pub fn is_put_back(&self) -> bool {
         matches!(self, Self::PutBack { .. })
+    }
+}
+
+/// Puts `repository.json` back. It was written once and never changes, so no lease is needed, and none could be had.
+///
+/// # Errors
+/// As [`Catalog::repair`]; [`CatalogError::Refused`] for any other repair.
+pub async fn put_back_repository(
+    store: &dyn ObjectStore,
+    repair: &Repair,
+) -> Result<(), CatalogError> {
+    let Repair::PutBack { key, bytes } = repair else {
+        return Err(CatalogError::refused(
+            repair.key(),
+            "it is no missing object",
+        ));
+    };
+    if !repair.opens_repository() {
+        return Err(CatalogError::refused(key, "it is put back under a lease"));
+    }
+    create(store, key, bytes).await.map(drop)
+}
+
+async fn create(
+    store: &dyn ObjectStore,
+    key: &Key,
+    bytes: &Bytes,
+) -> Result<Repaired, CatalogError> {
+    match put::create(store, key, bytes, MANIFEST_LIMIT).await? {
+        Outcome::Ours => Ok(Repaired::Done),
+        Outcome::Theirs(theirs) if theirs == *bytes => Ok(Repaired::NotNeeded),
+        Outcome::Theirs(_) => Err(CatalogError::conflict(key, "another object is there now")),
     }
 }
 
@@ -147,10 +186,6 @@ impl Catalog {
                 Err(error) => return Err(error.into()),
             }
         }
-        match put::create(&**self.store(), key, bytes, MANIFEST_LIMIT).await? {
-            Outcome::Ours => Ok(Repaired::Done),
-            Outcome::Theirs(theirs) if theirs == *bytes => Ok(Repaired::NotNeeded),
-            Outcome::Theirs(_) => Err(CatalogError::conflict(key, "another object is there now")),
-        }
+        create(&**self.store(), key, bytes).await
     }
 }
