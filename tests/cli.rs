@@ -19,6 +19,8 @@ mod mistakes;
 mod precedence;
 #[path = "cli/show.rs"]
 mod show;
+#[path = "cli/verify.rs"]
+mod verify;
 
 use std::path::Path;
 

@@ -6,6 +6,7 @@
 
 mod backups;
 mod log;
+mod logged;
 mod nodes;
 mod operations;
 mod points;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use catalog::Catalog;
 use catalog::ids::{BackupId, EpochId, PointId};
 use catalog::journal::{OperationJournal, OperationStart};
 use catalog::keys;
@@ -15,6 +14,7 @@ use catalog::model::{Holder, LeaseScope, OperationEvent, PromotedNode, Tombstone
 use catalog::repo::{NewEpoch, NewNode};
 use catalog::verify::{Depth, Report, Scope, Verify};
 use catalog::wal::{WalFile, WalName, put_segment};
+use catalog::{Catalog, CatalogError};
 use jiff::Timestamp;
 use pipeline::budget::Budget;
 use pipeline::download::Downloader;
@@ -106,6 +106,14 @@ impl World {
     }
 
     pub(crate) async fn verify_as(&self, scope: Scope, depth: Depth) -> Report {
+        self.try_verify(scope, depth).await.unwrap()
+    }
+
+    pub(crate) async fn try_verify(
+        &self,
+        scope: Scope,
+        depth: Depth,
+    ) -> Result<Report, CatalogError> {
         let shared = Arc::clone(&self.store) as Arc<dyn ObjectStore>;
         let verify = Verify {
             scope,
@@ -114,7 +122,7 @@ impl World {
             downloader: downloader(&shared),
             mirror: None,
         };
-        verify.run(&|_| {}).await.unwrap()
+        verify.run(&|_| {}).await
     }
 
     /// Everything that is stored, by key.
@@ -360,7 +368,7 @@ impl Builder {
             let uploader = self.uploader(journal);
             let (packs, index, files) = self.copy(&uploader, &id, place.node).await;
             self.end(part, None).await;
-            nodes.push(described(place, packs, index, &files));
+            nodes.push(described(place, &packs, &index, &files));
             let (_, timeline, _, last) = place.wal.last().unwrap();
             let wal_last = WalName::segment(*timeline, *last, SEGMENT).unwrap();
             marks.push(json!({
@@ -417,7 +425,7 @@ impl Builder {
         files.insert("global/pg_control".into(), noise(self.seed + 2, 8192));
         files.insert(
             "pg_tblspc/16400/PG_15_202209061/5/1".into(),
-            noise(self.seed + 3, 9000),
+            noise(self.seed + 3, 9000 + usize::try_from(self.seed).unwrap()),
         );
         files.insert(
             "attachments/postgresql.conf".into(),
@@ -573,8 +581,8 @@ impl Builder {
 
 fn described(
     place: &Place,
-    packs: Vec<PackInfo>,
-    index: IndexInfo,
+    packs: &[PackInfo],
+    index: &IndexInfo,
     files: &Files,
 ) -> serde_json::Value {
     let (_, oldest, first, _) = place.wal.first().unwrap();

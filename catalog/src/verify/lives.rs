@@ -1,6 +1,7 @@
 //! Leases and operations: readable, each under its own name, without gaps, and none left hanging.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pipeline::store::Key;
 use uuid::Uuid;
@@ -12,7 +13,7 @@ use super::records::{Journal, Records, scope_of};
 use crate::error::CatalogError;
 use crate::ids::BackupId;
 use crate::keys;
-use crate::model::{LeaseScope, LeaseState, ManifestState, OperationEvent, Verdict};
+use crate::model::{LeaseScope, LeaseState, OperationEvent, Verdict};
 use crate::repo::Catalog;
 
 /// Who is at work now.
@@ -32,7 +33,7 @@ impl Live {
         records: &Records,
     ) -> Result<Self, CatalogError> {
         let mut live = Self::default();
-        let Ok(catalog) = Catalog::open(context.store.clone()).await else {
+        let Ok(catalog) = Catalog::open(Arc::clone(&context.store)).await else {
             return Ok(live);
         };
         for scope in [
@@ -133,7 +134,7 @@ pub(super) async fn check(
     leases(context, records, live).await?;
     for (id, journal) in &records.operations {
         operation(context, *id, journal).await?;
-        if !live.operation(*id) && !is_settled(records, journal) {
+        if !live.operation(*id) {
             unfinished(context, *id, journal);
         }
         if journal.kind() == Some("restore") {
@@ -165,9 +166,16 @@ async fn leases(context: &Context<'_>, records: &Records, live: &Live) -> Result
             continue;
         }
         let newest = all.peek().is_none_or(|((next, _), _)| next != scope);
-        if newest && body.state == LeaseState::Held && !live.operation(body.operation) {
+        let journal = records.operations.get(&body.operation);
+        let over = journal.is_some_and(|journal| journal.ended().is_some());
+        let next_key = keys::lease(scope_of(scope), seq + 1);
+        if newest
+            && body.state == LeaseState::Held
+            && (over || !live.operation(body.operation))
+            && !context.is_there(&next_key).await?
+        {
             let what = format!(
-                "it ran out and was never given back: operation {} ({} on {}) died or stood still",
+                "it was never given back: operation {} ({} on {}) died or stood still",
                 body.operation, body.holder.command, body.holder.host
             );
             let next =
@@ -218,20 +226,6 @@ async fn operation(context: &Context<'_>, id: Uuid, journal: &Journal) -> Result
     Ok(())
 }
 
-/// Whether what an operation did not finish can never be finished, or is deleted.
-fn is_settled(records: &Records, journal: &Journal) -> bool {
-    let Some(backup) = journal
-        .backup()
-        .filter(|_| journal.kind() != Some("restore"))
-    else {
-        return false;
-    };
-    let fenced = records
-        .manifest(backup)
-        .is_some_and(|it| it.state == ManifestState::Abandoned);
-    fenced || records.is_deleted(backup)
-}
-
 fn unfinished(context: &Context<'_>, id: Uuid, journal: &Journal) {
     if journal.ended().is_some() || journal.records.values().any(|record| record.body.is_none()) {
         return;
@@ -254,21 +248,21 @@ fn restore(context: &Context<'_>, inventory: &Inventory, id: Uuid, journal: &Jou
         .as_ref()
         .and_then(|found| found.body.as_ref());
     let verdict = verdict.map(|body| body.verdict);
-    let ended_well = journal.ended() == Some(true);
+    let ended = journal.ended();
     if journal.decision.is_none() && inventory.size(&key).is_none() {
-        let what = "nodes of this restore are promoted, and nothing says that it was decided";
-        if journal.promoted() && journal.ended().is_none() {
+        let what = "this restore promoted nodes or ended, and nothing says what was decided";
+        if journal.promoted() && ended.is_none() {
             context.add(Finding::damage(&key, what));
-        } else if journal.promoted() || ended_well {
+        } else if ended == Some(true) || (ended.is_some() && journal.pin.is_some()) {
             context.add(Finding::note(&key, what));
         }
-    } else if verdict == Some(Verdict::Rollback) && ended_well {
+    } else if verdict == Some(Verdict::Rollback) && ended == Some(true) {
         let what = "it says that the restore went back, and the restore says that it ended well";
         context.add(Finding::damage(&key, what));
     }
     let key = keys::pin(id);
-    if journal.pin.is_none() && inventory.size(&key).is_none() && verdict == Some(Verdict::Commit) {
-        let what = "the restore was committed, and nothing says which backups it read";
+    if journal.pin.is_none() && inventory.size(&key).is_none() && verdict.is_some() {
+        let what = "the restore was decided, and nothing says which backups it read";
         context.add(Finding::note(&key, what));
     }
 }

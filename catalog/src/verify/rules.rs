@@ -226,9 +226,8 @@ impl Records {
             |id: Uuid| with(&|manifest| manifest.nodes.iter().any(|copy| copy.node_id == id));
         match Kind::of(key) {
             Kind::Repository => with(&|_| true),
-            Kind::Node(id) => on_node(id),
             // A restore reads all epochs of a node to find those that its own one continues.
-            Kind::Epoch(id, _) => on_node(id),
+            Kind::Node(id) | Kind::Epoch(id, _) => on_node(id),
             Kind::Point(id) => with(&|manifest| manifest.point.as_ref() == Some(&id)),
             Kind::Manifest(id) => {
                 let fence = self

@@ -178,16 +178,14 @@ impl Plan<'_> {
         }
         for timeline in stretch.timelines.iter().filter(|timeline| **timeline > 1) {
             let name = WalName::history(*timeline);
-            match self.find(copy.node_id, &copy.epoch, &name) {
-                Some((key, file)) => self.want(&key, file, None, Some(id)),
-                None => {
-                    let key = keys::wal(copy.node_id, &copy.epoch, &name);
-                    let what = "the timeline's history is missing: recovery cannot follow it";
-                    self.context
-                        .add_of_backup(of(Finding::damage(&key, what)))
-                        .await?;
-                }
+            if let Some((key, file)) = self.find(copy.node_id, &copy.epoch, &name) {
+                self.want(&key, file, None, Some(id));
+                continue;
             }
+            let key = keys::wal(copy.node_id, &copy.epoch, &name);
+            let what = "the timeline's history is missing: recovery cannot follow it";
+            let finding = of(Finding::damage(&key, what));
+            self.context.add_of_backup(finding).await?;
         }
         Ok(())
     }

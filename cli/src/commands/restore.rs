@@ -133,6 +133,7 @@ impl Job<'_> {
             let catalog = repo::open(self.settings).await?;
             let id = catalog.resolve_backup_id(&self.args.id).await?;
             let found = catalog.restorable(&id).await?;
+            catalog.check_logged(&found).await?;
             Ok::<_, Failure>((catalog, found))
         };
         let (catalog, found) = tokio::select! {

@@ -33,10 +33,10 @@ pub(super) async fn all(job: &Job<'_>, report: &Report) -> Result<usize> {
     let mut done = 0;
     for repair in &repairs {
         if repair.opens_repository() {
-            say(job, "repairing", repair, repair.to_string());
+            say(job, "repairing", repair, &repair.to_string());
             catalog::verify::put_back_repository(&*store, repair).await?;
             done += 1;
-            say(job, "repaired", repair, "done".into());
+            say(job, "repaired", repair, "done");
         }
     }
     repairs.retain(|repair| !repair.opens_repository());
@@ -57,7 +57,7 @@ pub(super) async fn all(job: &Job<'_>, report: &Report) -> Result<usize> {
     let leased = leased.await?;
     let journalled = Journalled {
         operation: job.operation,
-        kind: "repair",
+        kind: "verify",
         backup: None,
         by: journalled::ourselves(COMMAND),
     };
@@ -91,7 +91,7 @@ async fn each(
             return Err(Failure::cancelled());
         }
         leased.prove().await?;
-        say(job, "repairing", repair, repair.to_string());
+        say(job, "repairing", repair, &repair.to_string());
         let words = match catalog.repair(repair, job.operation).await? {
             Repaired::Done => {
                 *done += 1;
@@ -99,14 +99,14 @@ async fn each(
             }
             Repaired::NotNeeded => "not needed any more",
         };
-        say(job, "repaired", repair, words.to_owned());
+        say(job, "repaired", repair, words);
     }
     Ok(())
 }
 
-fn say(job: &Job<'_>, event: &str, repair: &Repair, what: String) {
+fn say(job: &Job<'_>, event: &str, repair: &Repair, what: &str) {
     let fields = json!({"key": repair.key().as_str(), "what": what});
-    job.printer.event(event, fields, Some(&what));
+    job.printer.event(event, fields, Some(what));
 }
 
 async fn agreed(job: &Job<'_>, repairs: &[&Repair]) -> Result<()> {
