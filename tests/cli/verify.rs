@@ -71,7 +71,7 @@ async fn damage_is_found_and_named_and_a_deleted_manifest_comes_back() {
     );
     assert_eq!(fleet.run(&["verify", "--id", id]).code, 9);
     let _ = fleet.run(&["verify", "--all", "--fast"]).good();
-    let target = fleet.hosts[0].root.join("restored");
+    let target = fleet.hosts[0].root.clone();
     let target = target.to_str().unwrap();
     let restore = fleet.run(&[
         "restore",
