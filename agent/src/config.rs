@@ -23,6 +23,9 @@ const DEFAULT_MEMORY_MIB: usize = 128;
 /// Below this the static reserve of one upload does not fit.
 const LEAST_MEMORY_MIB: usize = 64;
 const DEFAULT_ORPHAN_TIMEOUT: Duration = Duration::from_mins(10);
+const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
+/// Below this a client that only waits would be taken for a dead one.
+const LEAST_CLIENT_TIMEOUT: u64 = 2;
 
 /// A setting that cannot be used. The program ends with exit code 2 and has started nothing.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +124,8 @@ pub struct Config {
     pub memory: usize,
     /// How long an operation that waits for its client is kept when nobody asks about it.
     pub orphan_timeout: Duration,
+    /// How long a restore goes on without its client before it goes back, or after the decision forward, alone.
+    pub client_timeout: Duration,
     /// WAL that a backup may hold back on the node, in bytes, beside the rule of a quarter of the free space.
     pub wal_hold: Option<u64>,
     /// S3 credentials of its own.
@@ -147,6 +152,7 @@ impl Default for Config {
             stop_command: None,
             memory: DEFAULT_MEMORY_MIB << 20,
             orphan_timeout: DEFAULT_ORPHAN_TIMEOUT,
+            client_timeout: DEFAULT_CLIENT_TIMEOUT,
             wal_hold: None,
             credentials: None,
         }
@@ -192,6 +198,14 @@ impl Config {
             }
             Some(seconds) => Duration::from_secs(seconds),
         };
+        let client_timeout = match settings.client_timeout {
+            None => DEFAULT_CLIENT_TIMEOUT,
+            Some(seconds) if seconds < LEAST_CLIENT_TIMEOUT => {
+                let problem = format!("at least {LEAST_CLIENT_TIMEOUT} seconds");
+                return Err(ConfigError::setting("--client-timeout", problem));
+            }
+            Some(seconds) => Duration::from_secs(seconds),
+        };
         if let Some(pgdata) = &settings.pgdata {
             absolute("--pgdata", pgdata)?;
         }
@@ -222,6 +236,7 @@ impl Config {
             stop_command: settings.stop_command.map(|argv| argv.0),
             memory: memory_mib << 20,
             orphan_timeout,
+            client_timeout,
             wal_hold: settings.wal_hold.map(|mib| mib.saturating_mul(1 << 20)),
             credentials,
         })

@@ -13,7 +13,7 @@ use pitr_agent::config::{Config, Settings};
 use pitr_agent::engines::RealEngines;
 use pitr_agent::operation::table::OperationTable;
 use pitr_agent::serve::{ServeError, Server};
-use pitr_agent::{facts, logging, walget};
+use pitr_agent::{facts, logging, restore, walget};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 const EXAMPLES: &str = "\
@@ -140,10 +140,21 @@ fn run(config: &Arc<Config>) -> anyhow::Result<()> {
         if config.pgdata.is_some() {
             cleanup.begin(config).await;
         }
+        tokio::spawn(go_on(Arc::clone(config), operations.clone()));
         say(&format!("listening on {}", server.url())).context("cannot write to stdout")?;
         server.run(operations).await?;
         Ok(())
     })
+}
+
+/// Settles what restores have left that were running when the agent ended.
+async fn go_on(config: Arc<Config>, operations: OperationTable) {
+    for request in restore::at_start(&config).await {
+        let operation = request.operation;
+        if let Err(error) = operations.start(request) {
+            tracing::error!(%operation, "cannot go on with a restore: {error}");
+        }
+    }
 }
 
 fn completions(shell: Shell) -> anyhow::Result<()> {

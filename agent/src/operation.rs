@@ -5,8 +5,12 @@
 //! end of its commands.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use agent_api::{ApiError, Look, MarkRequest, MarkResult, Observed, OpenRequest, Phase, Restored};
+use agent_api::{
+    ApiError, Look, MarkRequest, MarkResult, Observed, OpenRequest, Phase, RepositoryAccess,
+    Restored,
+};
 use catalog::model::{NodeBackup, NodePoint, Verdict};
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -41,6 +45,8 @@ pub struct OperationContext {
     pub report: Reporter,
     /// The agent's settings.
     pub config: Arc<Config>,
+    /// The repository as the client named it, without credentials.
+    pub repository: Option<RepositoryAccess>,
 }
 
 /// How an engine says where it stands. Cheap to clone; never blocks, never fails.
@@ -50,6 +56,12 @@ pub struct Reporter {
 }
 
 impl Reporter {
+    /// For how long nobody has asked about the operation.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.log.silent_for()
+    }
+
     /// What is decided about a restore.
     pub fn decided(&self, verdict: Verdict) {
         self.log.set_decision(verdict);
@@ -61,9 +73,8 @@ impl Reporter {
         Self { log }
     }
 
-    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Marked`], [`Phase::Shipped`],
-    /// [`Phase::Proved`] or [`Phase::Promoted`] says that the engine waits for a command, and starts the clock of the orphan
-    /// rule. The phases that end an operation are set by the agent from what the engine returns; an
+    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Marked`], or [`Phase::Shipped`]
+    /// says that the engine waits for a command, and starts the clock of the orphan rule. The phases that end an operation are set by the agent from what the engine returns; an
     /// engine that asks for one is ignored.
     pub fn phase(&self, phase: Phase) {
         self.log.phase(phase);

@@ -8,172 +8,22 @@
     reason = "test code: a panic is a failed test, and a story is read from top to bottom"
 )]
 
+#[path = "restore/run.rs"]
+mod run;
 #[path = "restore/source.rs"]
 mod source;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, OpenRequest, Phase, RestoreSpec, Restored};
-use catalog::model::AttachmentRole;
-use pipeline::budget::Budget;
-use pipeline::meter::Meter;
-use pipeline::store::ObjectStore;
-use pipeline::throttle::Throttle;
-use pitr_agent::config::Config;
-use pitr_agent::operation::log::OperationLog;
-use pitr_agent::operation::{OperationContext, Reporter, RestoreCommand};
-use pitr_agent::restore;
+use agent_api::{ErrorKind, Phase, RestoreSpec, Restored};
+use catalog::model::{AttachmentRole, Verdict};
+use run::{Run, as_database_user, decide, names};
 use source::Source;
-use support::memory_store::MemoryStore;
-use support::os::{self, Scratch};
+use support::os::Scratch;
 use support::postgres::{self, Cluster, ClusterOptions, Installation};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
-
-/// Where the re-executed test finds the agent's program.
-const PROGRAM: &str = "GS_PITR_TEST_AGENT";
-
-/// Runs `body` as a user that databases accept: as root, the test runs itself again as that user, from a
-/// directory that user can read.
-fn as_database_user<F: Future<Output = ()>>(test: &str, body: impl FnOnce(PathBuf) -> F) {
-    if os::database_user().is_none() {
-        let program = std::env::var_os(PROGRAM).map_or_else(
-            || PathBuf::from(env!("CARGO_BIN_EXE_pitr-agent")),
-            Into::into,
-        );
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build();
-        return runtime.unwrap().block_on(body(program));
-    }
-    let scratch = Scratch::new("rs");
-    let (agent, itself) = (
-        scratch.path().join("pitr-agent"),
-        scratch.path().join("test"),
-    );
-    fs::copy(env!("CARGO_BIN_EXE_pitr-agent"), &agent).unwrap();
-    fs::copy(std::env::current_exe().unwrap(), &itself).unwrap();
-    let mut command = os::command(&itself);
-    command
-        .args([test, "--exact", "--nocapture"])
-        .env(PROGRAM, &agent);
-    command.current_dir(scratch.path());
-    let status = loop {
-        match command.status() {
-            // Another test forked while the copy was being written, and has not yet started its program.
-            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
-                std::thread::yield_now();
-            }
-            status => break status.unwrap(),
-        }
-    };
-    assert!(status.success(), "{test} failed as the database user");
-}
-
-/// A restore under way.
-struct Run {
-    log: Arc<OperationLog>,
-    cancel: CancellationToken,
-    commands: mpsc::Sender<RestoreCommand>,
-    task: tokio::task::JoinHandle<Result<(), ApiError>>,
-}
-
-impl Run {
-    fn start(store: &Arc<MemoryStore>, spec: &RestoreSpec, bindir: &Path, program: &Path) -> Self {
-        let target = Path::new(&spec.target);
-        let config = Config {
-            // The scratch directory: target and tablespaces lie below it.
-            allow_roots: vec![
-                target
-                    .parent()
-                    .unwrap()
-                    .parent()
-                    .unwrap()
-                    .canonicalize()
-                    .unwrap(),
-            ],
-            pg_bindir: Some(bindir.to_owned()),
-            ..Config::default()
-        };
-        let id = Uuid::new_v4();
-        let meter = Arc::new(Meter::default());
-        let log = OperationLog::new(id, "restore", Arc::clone(&meter));
-        let cancel = CancellationToken::new();
-        let store: Arc<dyn ObjectStore> = Arc::<MemoryStore>::clone(store);
-        let cx = OperationContext {
-            id,
-            cancel: cancel.clone(),
-            store,
-            budget: Budget::new(128 << 20),
-            throttle: Throttle::new(None),
-            meter,
-            report: Reporter::new(Arc::clone(&log)),
-            config: Arc::new(config),
-        };
-        let (commands, receiver) = mpsc::channel(1);
-        let (spec, program) = (spec.clone(), program.to_owned());
-        let task =
-            tokio::spawn(async move { restore::run_with(cx, spec, receiver, &program).await });
-        Self {
-            log,
-            cancel,
-            commands,
-            task,
-        }
-    }
-
-    /// Waits until `phase` is reached or passed; panics with the error if the restore ends before.
-    async fn reach(&mut self, phase: Phase) {
-        const WAY: [Phase; 6] = [
-            Phase::Preparing,
-            Phase::Fetching,
-            Phase::Recovering,
-            Phase::Proved,
-            Phase::Promoting,
-            Phase::Promoted,
-        ];
-        let place = |phase| WAY.iter().position(|it| *it == phase);
-        while place(self.log.status().phase) < place(phase) {
-            if self.task.is_finished() {
-                let ended = (&mut self.task).await.unwrap();
-                panic!("ended before {phase:?}: {ended:?}");
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    async fn promote(&mut self, open: bool) -> Restored {
-        let (reply, answer) = oneshot::channel();
-        let order = RestoreCommand::Promote(reply);
-        self.commands.send(order).await.unwrap();
-        answer.await.unwrap().unwrap();
-        self.reach(Phase::Promoted).await;
-        let (reply, answer) = oneshot::channel();
-        let order = RestoreCommand::Open(OpenRequest { start: open }, reply);
-        self.commands.send(order).await.unwrap();
-        answer.await.unwrap().unwrap();
-        (&mut self.task).await.unwrap().unwrap();
-        self.log.status().restored.unwrap()
-    }
-
-    async fn fails(self) -> ApiError {
-        self.task.await.unwrap().unwrap_err()
-    }
-}
-
-fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
 
 fn settings(major: u32) -> Vec<(String, String)> {
     let keep = if major == 12 {
@@ -457,8 +307,7 @@ fn what_a_dead_restore_left_is_taken_away_by_the_next() {
             let mut run = Run::start(&source.store, &spec, &bindir, &program);
             run.reach(phase).await;
             // Dropped at once, as by SIGKILL: it takes nothing away.
-            run.task.abort();
-            assert!(run.task.await.unwrap_err().is_cancelled());
+            run.kill().await;
             assert_eq!(names(&root), ["node.gs_pitr-restore"]);
         }
         let mut run = Run::start(&source.store, &spec, &bindir, &program);
@@ -532,19 +381,28 @@ fn a_store_that_fails_during_recovery_opens_nothing() {
             let scratch = Scratch::new("rs");
             let (cluster, source, spec, root) = small(&scratch).await;
             let bindir = cluster.installation().bindir.clone();
-            let mut run = Run::start(&source.store, &spec, &bindir, &program);
+            let (config, operation) = (
+                run::config(Path::new(&spec.target), &bindir),
+                uuid::Uuid::new_v4(),
+            );
+            let mut run = Run::with(&source.store, &spec, config.clone(), &program, operation);
             run.reach(Phase::Proved).await;
             // Promotion asks for what comes after the point. Without the epoch's object nothing can be proved absent.
             let epoch = catalog::keys::epoch(spec.node.node_id, &spec.node.epoch);
+            let whole = source.store.bytes(epoch.as_str()).unwrap();
             source.store.tamper(&epoch, None);
-            let (reply, answer) = oneshot::channel();
-            let order = RestoreCommand::Promote(reply);
-            run.commands.send(order).await.unwrap();
-            answer.await.unwrap().unwrap();
+            decide(&source.store, run.restore, Verdict::Commit).await;
+            run.order_promotion().await.unwrap();
             let error = run.fails().await;
             assert_eq!(error.kind, ErrorKind::Damaged, "{error:?}");
-            assert!(error.message.contains("WAL file"), "{error:?}");
-            assert!(!error.changed && names(&root).is_empty(), "{error:?}");
+            // It is decided: nothing goes back, and nothing is at the target.
+            assert!(error.changed && error.next.unwrap().contains("operations resume"));
+            assert_eq!(names(&root), ["node.gs_pitr-restore"]);
+            // The same operation goes on when the store is whole again.
+            source.store.tamper(&epoch, Some(whole));
+            let mut again = Run::with(&source.store, &spec, config, &program, operation);
+            again.open(false).await;
+            assert_eq!(names(&root), ["node"]);
         },
     );
 }

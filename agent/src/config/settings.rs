@@ -125,6 +125,10 @@ pub struct Settings {
     /// seconds [default: 600]
     #[arg(long, value_name = "SECONDS", env = "PITR_AGENT_ORPHAN_TIMEOUT")]
     pub orphan_timeout: Option<u64>,
+    /// A restore whose client is silent for so many seconds goes back by itself, or forward once that is
+    /// decided [default: 60]
+    #[arg(long, value_name = "SECONDS", env = "PITR_AGENT_CLIENT_TIMEOUT")]
+    pub client_timeout: Option<u64>,
     /// WAL that a backup may hold back on the node, in MiB; never more than a quarter of what is free
     /// on its file system [default: that quarter]
     #[arg(long, value_name = "MIB", env = "PITR_AGENT_WAL_HOLD")]
@@ -173,6 +177,7 @@ impl Settings {
             stop_command: self.stop_command.or(below.stop_command),
             memory: self.memory.or(below.memory),
             orphan_timeout: self.orphan_timeout.or(below.orphan_timeout),
+            client_timeout: self.client_timeout.or(below.client_timeout),
             wal_hold: self.wal_hold.or(below.wal_hold),
             s3_credentials_file: self.s3_credentials_file.or(below.s3_credentials_file),
             s3_credentials_command: self.s3_credentials_command.or(below.s3_credentials_command),

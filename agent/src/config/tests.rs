@@ -56,6 +56,7 @@ fn values_that_cannot_work_are_refused() {
     let with = |args: &[&str]| problem(&[&["--insecure-http"], args].concat());
     assert!(with(&["--memory", "1"]).contains("--memory"));
     assert!(with(&["--orphan-timeout", "0"]).contains("--orphan-timeout"));
+    assert!(with(&["--client-timeout", "1"]).contains("--client-timeout"));
     assert!(with(&["--pgdata", "data"]).contains("not an absolute path"));
     assert!(with(&["--allow-root", "data"]).contains("not an absolute path"));
     assert!(with(&["--allow-root", "/no/such"]).contains("cannot read /no/such"));

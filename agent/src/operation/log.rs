@@ -82,10 +82,7 @@ impl State {
 
 /// Whether an operation in this phase waits for its client.
 fn is_waiting(phase: Phase) -> bool {
-    matches!(
-        phase,
-        Phase::Copied | Phase::Marked | Phase::Shipped | Phase::Proved | Phase::Promoted
-    )
+    matches!(phase, Phase::Copied | Phase::Marked | Phase::Shipped)
 }
 
 impl OperationLog {
@@ -257,6 +254,12 @@ impl OperationLog {
     /// Somebody asked about the operation: it is no orphan.
     pub fn touch(&self) {
         self.state().asked = Instant::now();
+    }
+
+    /// For how long nobody has asked about the operation.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.state().asked.elapsed()
     }
 
     /// For how long the operation has waited for its client with nobody asking about it, and in which

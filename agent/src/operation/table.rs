@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_api::{
-    ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, RepositoryAccess, RestoreSpec,
-    StartOperation,
+    ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, Place,
+    RepositoryAccess, RestoreSpec, StartOperation,
 };
 use catalog::ids::BackupId;
+use catalog::model::Verdict;
 use futures_util::future::BoxFuture;
 use pipeline::budget::Budget;
 use pipeline::meter::Meter;
@@ -63,8 +64,8 @@ pub trait Engines: Send + Sync + 'static {
 enum Claim {
     /// The node beside the agent.
     Node,
-    /// A directory to restore into.
-    Target(PathBuf),
+    /// A directory to restore into; `node`: it is the data directory of the node beside the agent.
+    Target { path: PathBuf, node: bool },
 }
 
 impl Claim {
@@ -72,8 +73,12 @@ impl Claim {
     fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Node, Self::Node) => true,
-            (Self::Target(a), Self::Target(b)) => a.starts_with(b) || b.starts_with(a),
-            _ => false,
+            (Self::Target { path: a, .. }, Self::Target { path: b, .. }) => {
+                a.starts_with(b) || b.starts_with(a)
+            }
+            (Self::Node, Self::Target { node, .. }) | (Self::Target { node, .. }, Self::Node) => {
+                *node
+            }
         }
     }
 }
@@ -130,6 +135,34 @@ impl Operation {
         self.cancel.cancel();
     }
 
+    /// As [`Self::cancel`], unless it has to go forward.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] if `commit` is decided about a restore.
+    pub fn ask_to_cancel(&self, reason: ApiError) -> Result<(), ApiError> {
+        if self.is_restore() && self.status().decision == Some(Verdict::Commit) {
+            let message = format!(
+                "operation {} cannot be cancelled: it is decided that every node goes forward",
+                self.id
+            );
+            return Err(ApiError::new(ErrorKind::Conflict, message));
+        }
+        self.cancel(reason);
+        Ok(())
+    }
+
+    fn is_restore(&self) -> bool {
+        matches!(self.orders, Orders::Restore(_))
+    }
+
+    /// Whether it has ended early and the same request goes on with it: a restore that is decided.
+    fn goes_on(&self) -> bool {
+        let status = self.status();
+        self.is_restore()
+            && status.decision == Some(Verdict::Commit)
+            && matches!(status.phase, Phase::Failed | Phase::Cancelled)
+    }
+
     /// Changes its bandwidth limit (bytes a second).
     ///
     /// # Errors
@@ -175,7 +208,7 @@ impl State {
         claim: &Claim,
     ) -> Result<Option<Arc<Operation>>, ApiError> {
         let conflict = |message: String| ApiError::new(ErrorKind::Conflict, message);
-        if let Some(known) = self.find(id) {
+        if let Some(known) = self.find(id).filter(|known| !known.goes_on()) {
             if known.request == request {
                 return Ok(Some(Arc::clone(known)));
             }
@@ -193,7 +226,7 @@ impl State {
         let status = other.status();
         let what = match claim {
             Claim::Node => "a backup of this node".to_owned(),
-            Claim::Target(target) => format!("a restore into {}", target.display()),
+            Claim::Target { path, .. } => format!("a restore into {}", path.display()),
         };
         let message = format!(
             "{what} is under way: operation {}, begun {}, {}",
@@ -257,6 +290,8 @@ impl OperationTable {
             return Ok(known);
         }
         let (operation, run) = self.prepare(request, digest, claim, store);
+        // One that goes on after it had ended takes the place of itself.
+        state.operations.retain(|known| known.id != id);
         state.operations.push(Arc::clone(&operation));
         state.forget_old();
         drop(state);
@@ -275,13 +310,21 @@ impl OperationTable {
             OperationSpec::Backup(_) => return Ok(Claim::Node),
             OperationSpec::Restore(restore) => restore,
         };
-        let target = self.shared.config.allowed_target(restore.target.as_ref())?;
+        let config = &self.shared.config;
+        let target = match restore.place {
+            Place::Fresh => config.allowed_target(restore.target.as_ref())?,
+            Place::Replace { .. } | Place::InPlace { .. } => {
+                crate::restore::real_target(config, restore.target.as_ref())?
+            }
+        };
         let text = target.to_str().ok_or_else(|| {
             let message = format!("the target {} is not UTF-8", target.display());
             ApiError::new(ErrorKind::Target, message)
         })?;
         text.clone_into(&mut restore.target);
-        Ok(Claim::Target(target))
+        let pgdata = config.pgdata.as_ref();
+        let node = pgdata.is_some_and(|pgdata| pgdata.canonicalize().is_ok_and(|it| it == target));
+        Ok(Claim::Target { path: target, node })
     }
 
     fn prepare(
@@ -307,6 +350,10 @@ impl OperationTable {
             meter,
             report: Reporter::new(Arc::clone(&log)),
             config: Arc::clone(&self.shared.config),
+            repository: Some(RepositoryAccess {
+                credentials: None,
+                ..request.repository
+            }),
         };
         let cancel = cx.cancel.clone();
         let throttle = cx.throttle.clone();
@@ -354,6 +401,13 @@ impl OperationTable {
         Ok(operation)
     }
 
+    /// Whether there is an operation of that id that has not ended.
+    #[must_use]
+    pub fn is_running(&self, id: Uuid) -> bool {
+        let state = self.state();
+        state.find(id).is_some_and(|known| !known.log.has_ended())
+    }
+
     /// All operations, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<OperationStatus> {
@@ -384,10 +438,15 @@ impl OperationTable {
 }
 
 /// What a request is known by again. Without the credentials: they may be newer the second time, and no
-/// trace of them is kept.
+/// trace of them is kept. A restore may be taken up from another host, which reaches the store by another name.
 fn digest(request: &StartOperation) -> Result<[u8; 32], ApiError> {
     let mut request = request.clone();
     request.repository.credentials = None;
+    if matches!(request.spec, OperationSpec::Restore(_)) {
+        request.bandwidth = None;
+        request.repository.endpoint = None;
+        request.repository.ca_pem = None;
+    }
     let bytes = serde_json::to_vec(&request)
         .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
     Ok(Sha256::digest(bytes).into())

@@ -12,7 +12,7 @@ use agent_api::{ApiError, ErrorKind};
 use catalog::model::{AttachmentRole, NodeBackup};
 
 use super::errors::local;
-use super::workspace::sync;
+use super::files::sync;
 
 /// Directory of the index that holds configuration from outside the data directory.
 pub(super) const ATTACHMENTS: &str = "attachments";
@@ -41,6 +41,21 @@ pub(super) fn location(config: &Path, path: &str) -> Result<PathBuf, ApiError> {
     })
 }
 
+/// Finds the files by their roles.
+pub(super) fn locate(node: &NodeBackup, config: &Path) -> Result<Attached, ApiError> {
+    let mut attached = Attached::default();
+    for attachment in &node.attachments {
+        let path = location(config, &attachment.path)?;
+        match attachment.role {
+            AttachmentRole::Config => attached.config = Some(path),
+            AttachmentRole::Hba => attached.hba = Some(path),
+            AttachmentRole::Ident => attached.ident = Some(path),
+            AttachmentRole::Included => {}
+        }
+    }
+    Ok(attached)
+}
+
 /// Finds the files by their roles, and settles the includes of all configuration files.
 ///
 /// Returns warnings too.
@@ -49,18 +64,14 @@ pub(super) fn settle(
     config: &Path,
     data: &Path,
 ) -> Result<(Attached, Vec<String>), ApiError> {
-    let mut attached = Attached::default();
+    let attached = locate(node, config)?;
     let mut files = vec![data.join("postgresql.conf")];
     for attachment in &node.attachments {
-        let path = location(config, &attachment.path)?;
-        match attachment.role {
-            AttachmentRole::Config => {
-                attached.config = Some(path.clone());
-                files.push(path);
-            }
-            AttachmentRole::Hba => attached.hba = Some(path),
-            AttachmentRole::Ident => attached.ident = Some(path),
-            AttachmentRole::Included => files.push(path),
+        if matches!(
+            attachment.role,
+            AttachmentRole::Config | AttachmentRole::Included
+        ) {
+            files.push(location(config, &attachment.path)?);
         }
     }
     let moved = |path: &Path| {

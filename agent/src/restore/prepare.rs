@@ -11,8 +11,9 @@ use pipeline::pack::{EntryKind, IndexEntry};
 
 use super::attached::{self, ATTACHMENTS, Attached};
 use super::errors::local;
+use super::files::sync;
+use super::journal::Places;
 use super::target::Plan;
-use super::workspace::{Places, sync};
 use super::{prove, tablespaces};
 
 /// Directories that every server expects: the copy has those with content, and empty ones where it skipped it.
@@ -211,7 +212,7 @@ fn furnish(places: &Places, spec: &RestoreSpec, map: Option<&str>) -> io::Result
     sync(&data.join("pg_tblspc"))?;
     sync(&data.join("pg_wal"))?;
     for name in NEVER {
-        super::workspace::remove_file(&data.join(name))?;
+        super::files::remove_file(&data.join(name))?;
     }
     write_synced(&data.join("backup_label"), &spec.node.backup_label, files)?;
     if let Some(map) = map {

@@ -13,14 +13,15 @@ use agent_wal::{Lsn, SegmentName};
 use rustix::fs::{Access, access};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::errors::local;
+use super::files::{remove_file, sync};
 use super::process::{self, PidFile};
 use super::prove;
-use super::settings::{Setting, Standalone};
+use super::settings::Setting;
 use super::target::Plan;
-use super::workspace::{remove_file, sync};
 
 /// How long the start of the promoted database may take; it was shut down in order.
 const START: Duration = Duration::from_mins(5);
@@ -99,6 +100,11 @@ pub(super) async fn ask(
         command.arg("-c").arg(format!("{name}={value}"));
     }
     command.args(["-c", "log_min_messages=fatal", "-C", name]);
+    answer_of(command).await
+}
+
+/// What `postgres -C` prints; `None` if it fails.
+pub(super) async fn answer_of(mut command: Command) -> Option<String> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(ASK, command.output()).await.ok()?.ok()?;
     let value = String::from_utf8(output.stdout).ok()?;
@@ -134,8 +140,7 @@ pub(super) fn socket_directory(configured: &str, ours: &str, port: u16) -> Optio
 ///
 /// # Errors
 /// [`ErrorKind::Database`] with the last words of its log.
-pub(super) async fn open(argv: &[String], standalone: &Standalone<'_>) -> Result<(), ApiError> {
-    let data = &standalone.places.data;
+pub(super) async fn open(argv: &[String], data: &Path, log: &Path) -> Result<(), ApiError> {
     let failed = |what: String| {
         let message = format!("the restored database in {} {what}", data.display());
         ApiError::new(ErrorKind::Database, message).changed()
@@ -161,7 +166,7 @@ pub(super) async fn open(argv: &[String], standalone: &Standalone<'_>) -> Result
         }
     };
     if !status.success() {
-        let words = process::last_words(standalone.log);
+        let words = process::last_words(log);
         return Err(failed(format!("did not start ({status}): {words}")));
     }
     let running = PidFile::read(data).filter(|file| file.ready);
@@ -179,7 +184,7 @@ pub(super) async fn open(argv: &[String], standalone: &Standalone<'_>) -> Result
 }
 
 /// Asks the server the one thing that it answers to everybody.
-async fn answers(running: &PidFile) -> io::Result<()> {
+pub(super) async fn answers(running: &PidFile) -> io::Result<()> {
     if let Some(directory) = &running.socket_directory {
         let socket = directory.join(format!(".s.PGSQL.{}", running.port));
         return says_whether_ssl(UnixStream::connect(socket).await?).await;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use agent_api::{ApiError, ErrorKind};
 use catalog::model::NodeBackup;
 
-use super::workspace::is_absent_or_empty;
+use super::files::is_absent_or_empty;
+use super::live::Live;
+use super::workspace::MARKER;
 use crate::config::Config;
 
 /// Where a tablespace of the copy goes.
@@ -79,14 +81,24 @@ pub(super) struct Created {
     pub(super) oid: u32,
 }
 
-/// Checks that replay may use the literal path of a tablespace: nothing is there, or an empty directory. Replay
-/// itself does not ask: it forcibly removes what is in its way, which once destroyed 50,000 rows of a live
-/// database.
+/// Who has what is at the literal path of a tablespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// There is nothing, or an empty directory.
+    Nobody,
+    /// The database that is to be replaced, by this link.
+    Replaced(String),
+}
+
+/// Checks that replay may use the literal path of a tablespace: nothing is there, or an empty directory, or files of the
+/// very database that is to be replaced. Replay itself does not ask: it forcibly removes what is in its way, which
+/// once destroyed 50,000 rows of a live database.
 pub(super) fn check_literal(
     created: &Created,
     target: &Path,
+    live: Option<&Live>,
     config: &Config,
-) -> Result<(), ApiError> {
+) -> Result<Owner, ApiError> {
     let Created { location, oid } = created;
     let refuse = |why: String, next: &str| {
         let message = format!(
@@ -94,7 +106,7 @@ pub(super) fn check_literal(
              path on this host: {why}",
             location.display()
         );
-        Err(ApiError::new(ErrorKind::Target, message).next(next))
+        Err::<Owner, _>(ApiError::new(ErrorKind::Target, message).next(next))
     };
     let host = "restore on a host where that path is free, or move what is there away";
     if !location.is_absolute() || location.starts_with(target) || target.starts_with(location) {
@@ -113,15 +125,20 @@ pub(super) fn check_literal(
             ),
         );
     }
-    match is_absent_or_empty(location) {
-        Ok(true) => {}
-        Ok(false) => {
-            let owner = running_cluster(location);
-            return refuse(format!("something is there already{owner}"), host);
-        }
-        Err(error) => return refuse(format!("it cannot be looked at: {error}"), host),
+    if location.join(MARKER).exists() {
+        return refuse("another restore works there".to_owned(), host);
     }
-    Ok(())
+    match is_absent_or_empty(location) {
+        Ok(true) => Ok(Owner::Nobody),
+        Ok(false) => {
+            if let Some(link) = live.and_then(|live| live.link_to(location)) {
+                return Ok(Owner::Replaced(link.clone()));
+            }
+            let owner = running_cluster(location);
+            refuse(format!("something is there already{owner}"), host)
+        }
+        Err(error) => refuse(format!("it cannot be looked at: {error}"), host),
+    }
 }
 
 /// Says which running server keeps files there, if that can be seen.
@@ -166,8 +183,9 @@ mod tests {
             allow_roots: vec![root.path().canonicalize().unwrap()],
             ..Config::default()
         };
-        let check =
-            |location: PathBuf| check_literal(&Created { location, oid: 1 }, &target, &config);
+        let check = |location: PathBuf| {
+            check_literal(&Created { location, oid: 1 }, &target, None, &config)
+        };
         check(root.path().join("absent")).unwrap();
         let full = root.path().join("full");
         std::fs::create_dir(&full).unwrap();

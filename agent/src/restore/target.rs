@@ -5,13 +5,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use agent_api::{ApiError, ErrorKind, RestoreSpec};
+use agent_api::{ApiError, ErrorKind, Place, RestoreSpec};
 use agent_wal::{Lsn, SegmentName, SegmentSize};
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::{Access, access};
 
+use super::errors::local;
+use super::files::{entries, is_absent_or_empty, is_mount_point, tree_bytes};
+use super::inspect::{free_bytes, real_target, room};
+use super::journal::Places;
+use super::live::Live;
 use super::scan::KEPT;
 use super::walserve::Needed;
-use super::workspace::{Places, is_absent_or_empty};
 use crate::config::Config;
 use crate::facts;
 
@@ -27,6 +31,10 @@ const OLDEST_MAJOR: u32 = 12;
 pub(super) struct Plan {
     /// The data directory to be, its parent's links followed.
     pub(super) target: PathBuf,
+    /// It is a mount point.
+    pub(super) mount: bool,
+    /// The database that is there.
+    pub(super) live: Option<Live>,
     /// Major version.
     pub(super) major: u32,
     /// Directory of its programs.
@@ -48,26 +56,34 @@ impl Plan {
     }
 }
 
-/// Checks everything that can be checked without changing anything.
+/// Checks everything that can be checked without changing anything. What is at the target is not looked at if the
+/// restore was begun before (`begun`): then its journal knows.
 ///
 /// # Errors
 /// The first thing that would keep the restore from ending well.
-pub(super) async fn check(config: &Config, spec: &RestoreSpec) -> Result<Plan, ApiError> {
-    if rustix::process::geteuid().is_root() {
-        return Err(ApiError::new(
-            ErrorKind::Usage,
-            "the agent runs as root, and PostgreSQL refuses to",
-        )
-        .next("run pitr-agent as the OS user that shall own the restored database"));
-    }
+pub(super) async fn check(
+    config: &Config,
+    spec: &RestoreSpec,
+    (target, mount): (PathBuf, bool),
+    begun: bool,
+) -> Result<Plan, ApiError> {
     let (segment_size, start, end, needed) = positions(spec)?;
-    let target = check_target(config, Path::new(&spec.target))?;
-    let segments = (needed.last.number + 1).saturating_sub(needed.first.number);
-    check_space(&target, spec, segments.saturating_mul(segment_size.bytes()))?;
     let major = spec.node.server_version_num / 10_000;
     let bindir = programs(config, major).await?;
+    let mut live = None;
+    if !begun {
+        live = check_place(&target, mount, spec, major).await?;
+        let segments = (needed.last.number + 1).saturating_sub(needed.first.number);
+        let wal = segments.saturating_mul(segment_size.bytes());
+        check_space(&target, mount, spec, wal)?;
+    }
+    if let Some(live) = &mut live {
+        live.bindir.clone_from(&bindir);
+    }
     Ok(Plan {
         target,
+        mount,
+        live,
         major,
         bindir,
         segment_size,
@@ -75,6 +91,23 @@ pub(super) async fn check(config: &Config, spec: &RestoreSpec) -> Result<Plan, A
         end,
         needed,
     })
+}
+
+/// The target, its links followed, and whether it is a mount point. What is there is not looked at.
+///
+/// # Errors
+/// If the agent may not restore there, or anywhere.
+pub(super) fn path(config: &Config, spec: &RestoreSpec) -> Result<(PathBuf, bool), ApiError> {
+    if rustix::process::geteuid().is_root() {
+        return Err(ApiError::new(
+            ErrorKind::Usage,
+            "the agent runs as root, and PostgreSQL refuses to",
+        )
+        .next("run pitr-agent as the OS user that shall own the restored database"));
+    }
+    let target = check_path(config, spec)?;
+    let mount = is_mount_point(&target).map_err(|error| local(&target, &error))?;
+    Ok((target, mount))
 }
 
 fn damaged(message: String) -> ApiError {
@@ -130,8 +163,13 @@ fn refuse(target: &Path, why: impl std::fmt::Display) -> ApiError {
     )
 }
 
-fn check_target(config: &Config, asked: &Path) -> Result<PathBuf, ApiError> {
-    let target = config.allowed_target(asked)?;
+/// The path itself, whatever is there.
+fn check_path(config: &Config, spec: &RestoreSpec) -> Result<PathBuf, ApiError> {
+    let asked = Path::new(&spec.target);
+    let target = match spec.place {
+        Place::Fresh => config.allowed_target(asked)?,
+        Place::Replace { .. } | Place::InPlace { .. } => real_target(config, asked)?,
+    };
     let text = target.to_str().unwrap_or("\n");
     // PostgreSQL's tablespace_map escapes differently from version to version.
     if text.contains(|c: char| c.is_control() || c == '\\') {
@@ -140,24 +178,80 @@ fn check_target(config: &Config, asked: &Path) -> Result<PathBuf, ApiError> {
             "has a name with a backslash or control character, or none in UTF-8",
         ));
     }
-    let cannot = |path: &Path, error: io::Error| {
-        ApiError::new(ErrorKind::Target, format!("{}: {error}", path.display()))
-    };
+    Ok(target)
+}
+
+/// What is at the target must be what the client says. Returns the database that is there.
+async fn check_place(
+    target: &Path,
+    mount: bool,
+    spec: &RestoreSpec,
+    major: u32,
+) -> Result<Option<Live>, ApiError> {
     let parent = target.parent().unwrap_or(Path::new("/"));
     if !fs::metadata(parent)
-        .map_err(|e| cannot(parent, e))?
+        .map_err(|error| local(parent, &error))?
         .is_dir()
     {
-        return Err(refuse(asked, "has a parent that is not a directory"));
+        return Err(refuse(target, "has a parent that is not a directory"));
     }
-    access(parent, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|e| cannot(parent, e.into()))
-        .map_err(|e| e.next("give the agent's user the right to write there"))?;
-    let places = Places::of(&target);
+    let place = room(target, mount);
+    access(place, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| local(place, &error.into()))
+        .map_err(|error| error.next("give the agent's user the right to write there"))?;
+    if mount && !is_own(target)? {
+        return Err(
+            refuse(target, "is a mount point that belongs to another user")
+                .next("give it to the user that the agent runs as"),
+        );
+    }
+    let system_identifier = match spec.place {
+        Place::Fresh => {
+            check_empty(target, mount, spec)?;
+            return Ok(None);
+        }
+        Place::Replace { system_identifier } | Place::InPlace { system_identifier } => {
+            system_identifier
+        }
+    };
+    let Some(live) = Live::look(target).await? else {
+        return Err(refuse(target, "has no database; nothing was changed")
+            .next("check the target, or restore as into an empty directory"));
+    };
+    if live.system_identifier != system_identifier {
+        let why = format!(
+            "has the database with system identifier {}, and the one to be replaced has {system_identifier}; nothing \
+             was changed",
+            live.system_identifier
+        );
+        return Err(refuse(target, why).next("check which agent and which directory is meant"));
+    }
+    if live.major != major {
+        let why = format!(
+            "has a database of PostgreSQL {}, the copy is one of {major}",
+            live.major
+        );
+        return Err(refuse(target, why));
+    }
+    if !is_own(target)? {
+        return Err(refuse(
+            target,
+            "belongs to another user than the agent runs as",
+        ));
+    }
+    check_one_file_system(target)?;
+    Ok(Some(live))
+}
+
+fn is_own(directory: &Path) -> Result<bool, ApiError> {
+    let metadata = fs::metadata(directory).map_err(|error| local(directory, &error))?;
+    Ok(metadata.uid() == rustix::process::geteuid().as_raw())
+}
+
+fn check_empty(target: &Path, mount: bool, spec: &RestoreSpec) -> Result<(), ApiError> {
+    let places = Places::of(target, mount, spec.restore, false);
     for path in [&places.target, &places.tablespaces, &places.config] {
-        // What a dead restore left there is marked, and taken away later.
-        let marked = path != &places.target && places.work.exists();
-        if !marked && !is_absent_or_empty(path).map_err(|e| cannot(path, e))? {
+        if !is_absent_or_empty(path).map_err(|error| local(path, &error))? {
             return Err(refuse(
                 path,
                 "exists and is not an empty directory; nothing was changed",
@@ -165,23 +259,33 @@ fn check_target(config: &Config, asked: &Path) -> Result<PathBuf, ApiError> {
             .next("choose another --target-dir, or move what is there away"));
         }
     }
-    if let Ok(metadata) = fs::metadata(&target) {
-        let above = fs::metadata(parent).map_err(|e| cannot(parent, e))?;
-        if metadata.dev() != above.dev() {
-            return Err(refuse(
-                asked,
-                "is a mount point, which cannot be replaced in one step",
-            )
-            .next("choose a directory inside it"));
-        }
-    }
-    Ok(target)
+    Ok(())
 }
 
-fn check_space(target: &Path, spec: &RestoreSpec, all_wal: u64) -> Result<(), ApiError> {
-    let parent = target.parent().unwrap_or(Path::new("/"));
-    let free = statvfs(parent).map_err(|error| refuse(parent, io::Error::from(error)))?;
-    let free = free.f_bavail.saturating_mul(free.f_frsize);
+/// A file system that is mounted within a data directory cannot be moved with it.
+fn check_one_file_system(target: &Path) -> Result<(), ApiError> {
+    let cannot = |error: io::Error| local(target, &error);
+    let device = fs::metadata(target).map_err(cannot)?.dev();
+    for name in entries(target).map_err(cannot)? {
+        let path = target.join(name);
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.dev() != device) {
+            return Err(refuse(
+                &path,
+                "is a mount point within the data directory, which cannot be replaced with it",
+            )
+            .next("restore into an empty directory, or unmount it"));
+        }
+    }
+    Ok(())
+}
+
+fn check_space(
+    target: &Path,
+    mount: bool,
+    spec: &RestoreSpec,
+    all_wal: u64,
+) -> Result<(), ApiError> {
+    let mut free = free_bytes(room(target, mount))?;
     let wal = spec
         .node
         .wal_segment_size
@@ -192,6 +296,10 @@ fn check_space(target: &Path, spec: &RestoreSpec, all_wal: u64) -> Result<(), Ap
         .plain_bytes
         .saturating_add(wal)
         .saturating_add(MARGIN);
+    if free < needed && matches!(spec.place, Place::InPlace { .. }) {
+        // What is there is removed first.
+        free = free.saturating_add(tree_bytes(target).map_err(|error| local(target, &error))?);
+    }
     if free >= needed {
         return Ok(());
     }

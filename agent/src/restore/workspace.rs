@@ -1,115 +1,46 @@
 //! Where a restore works, and what it has to take away again.
 //!
 //! Nothing stands at the target before it is whole. The data directory is made, recovered and promoted in
-//! `<target>.gs_pitr-restore/data` and then renamed, one atomic step; a process that is killed
+//! a workspace beside the target (inside it, where that is a mount point) and then moved; a process that is killed
 //! leaves no directory that could be taken for a database. Tablespaces and attached configuration are made
 //! where they stay, because links and includes name them, each with a [`MARKER`] inside until the end.
 //!
-//! Whatever was made is named in the workspace's journal before it is made. A workspace is locked while its
-//! agent lives: one that can be locked belongs to a dead restore, and the next one to the same target takes
-//! it away.
+//! Whatever was made is named in the workspace's [`Journal`] before it is made. A workspace is locked while its
+//! agent lives: one that can be locked belongs to a dead restore. The same operation takes it up again; what no
+//! decision can bring back any more is taken away.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent_api::RestoreSpec;
+use catalog::model::Verdict;
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::files::{
+    directory, exists, is_absent_or_empty, private_file, remove_empty, remove_file, remove_tree,
+    sync, write_json,
+};
+use super::journal::{Journal, Literal, Places, Stage};
 use super::process;
 
-/// What the name of a workspace ends in.
-const SUFFIX: &str = ".gs_pitr-restore";
 /// File that marks a directory outside the workspace as a running restore's.
-const MARKER: &str = ".gs_pitr-restore";
+pub(super) const MARKER: &str = ".gs_pitr-restore";
 const LOCK: &str = "lock";
+/// A program that a dead agent was just starting has the lock too, until its `exec` has closed it.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 const JOURNAL: &str = "restore.json";
-
-/// What a restore makes outside its workspace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Journal {
-    operation: Uuid,
-    target: PathBuf,
-    /// Short directory for sockets.
-    run: Option<PathBuf>,
-    /// Directories that are ours as a whole.
-    made: Vec<PathBuf>,
-    /// Locations of tablespaces that replay creates by their literal path.
-    literal: Vec<Literal>,
-    /// The data directory is whole and is being renamed to the target.
-    whole: bool,
-}
-
-/// The location of a tablespace that replay creates.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Literal {
-    /// The literal path.
-    pub(super) path: PathBuf,
-    /// Whether we made it (otherwise it was there, empty).
-    pub(super) made: bool,
-    /// What the server makes in it, such as `PG_15_202209061`.
-    pub(super) version_directory: String,
-}
-
-/// The places of one restore. All absolute.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Places {
-    /// The data directory to be.
-    pub(super) target: PathBuf,
-    /// The workspace.
-    pub(super) work: PathBuf,
-    /// The data directory until it is whole.
-    pub(super) data: PathBuf,
-    /// WAL on its way to the server.
-    pub(super) spool: PathBuf,
-    /// What the server writes while it is private.
-    pub(super) log: PathBuf,
-    /// `pg_hba.conf` while it is private.
-    pub(super) hba: PathBuf,
-    /// `pg_ident.conf` while it is private.
-    pub(super) ident: PathBuf,
-    /// Tablespaces, one directory each, named by OID.
-    pub(super) tablespaces: PathBuf,
-    /// Attached configuration.
-    pub(super) config: PathBuf,
-    /// What the standalone server writes before its own logging begins.
-    pub(super) server_log: PathBuf,
-}
-
-impl Places {
-    /// The places of a restore to `target`.
-    pub(super) fn of(target: &Path) -> Self {
-        let beside = |suffix: &str| {
-            let mut name = target.as_os_str().to_owned();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        let work = beside(SUFFIX);
-        Self {
-            target: target.to_owned(),
-            data: work.join("data"),
-            spool: work.join("wal"),
-            log: work.join("server.log"),
-            hba: work.join("pg_hba.conf"),
-            ident: work.join("pg_ident.conf"),
-            tablespaces: beside(".tablespaces"),
-            config: beside(".config"),
-            server_log: beside(".log"),
-            work,
-        }
-    }
-}
+const SPEC: &str = "spec.json";
 
 /// A locked workspace.
 #[derive(Debug)]
 pub(super) struct Workspace {
     pub(super) places: Places,
-    journal: Journal,
+    pub(super) journal: Journal,
     run: PathBuf,
     /// Holds the lock.
     _lock: File,
@@ -134,51 +65,114 @@ pub(super) enum WorkspaceError {
     },
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError {
     let path = path.to_owned();
     move |source| WorkspaceError::Io { path, source }
 }
 
+/// What is known of a workspace without its lock.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) journal: Journal,
+    pub(super) spec: RestoreSpec,
+    pub(super) places: Places,
+}
+
+impl Found {
+    /// Reads the journal in `work`; `None` if there is none, or none that this version understands.
+    pub(super) fn read(work: &Path) -> Option<Self> {
+        let journal: Journal = serde_json::from_slice(&fs::read(work.join(JOURNAL)).ok()?).ok()?;
+        let spec: RestoreSpec = serde_json::from_slice(&fs::read(work.join(SPEC)).ok()?).ok()?;
+        let places = places_of(&journal, &spec);
+        (places.work == work).then_some(Self {
+            journal,
+            spec,
+            places,
+        })
+    }
+
+    /// Takes it over from a dead agent.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Busy`] if its agent lives.
+    pub(super) async fn take(self) -> Result<Workspace, WorkspaceError> {
+        let mut tries = 0;
+        let lock = loop {
+            if let Some(lock) = take_lock(&self.places.work)? {
+                break lock;
+            }
+            tries += 1;
+            if tries > LOCK_TRIES {
+                return Err(busy(&self.places));
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        };
+        // Read again under the lock: its agent may just have ended.
+        let Some(Found {
+            journal, places, ..
+        }) = Self::read(&self.places.work)
+        else {
+            return Err(busy(&self.places));
+        };
+        process::end_orphan(&places.data)
+            .await
+            .map_err(at(&places.data))?;
+        if let Some(run) = &journal.run {
+            remove_tree(run).map_err(at(run))?;
+        }
+        Ok(Workspace {
+            places,
+            journal,
+            run: PathBuf::new(),
+            _lock: lock,
+        })
+    }
+}
+
+fn places_of(journal: &Journal, spec: &RestoreSpec) -> Places {
+    let over = !matches!(spec.place, agent_api::Place::Fresh);
+    Places::of(&journal.target, journal.mount, journal.restore, over)
+}
+
 impl Workspace {
-    /// Takes away what a dead restore to `target` left, and makes the workspace.
-    pub(super) async fn create(operation: Uuid, target: &Path) -> Result<Self, WorkspaceError> {
-        let places = Places::of(target);
-        sweep(&places).await?;
+    /// Takes away what a dead restore to the same target left before it had a journal, and makes the workspace.
+    pub(super) fn create(journal: Journal, spec: &RestoreSpec) -> Result<Self, WorkspaceError> {
+        let places = places_of(&journal, spec);
+        sweep_begun(&places)?;
         directory(&places.work).map_err(at(&places.work))?;
         let lock = take_lock(&places.work)?.ok_or_else(|| busy(&places))?;
         let mut workspace = Self {
-            journal: Journal {
-                operation,
-                target: target.to_owned(),
-                run: None,
-                made: Vec::new(),
-                literal: Vec::new(),
-                whole: false,
-            },
+            journal,
             run: PathBuf::new(),
             places,
             _lock: lock,
         };
-        if let Err(error) = workspace.furnish() {
-            workspace.discard().await?;
+        if let Err(error) = workspace.furnish(spec) {
+            undo(&workspace.places, &workspace.journal)?;
+            remove_workspace(&workspace.places, &workspace.journal)?;
             return Err(error);
         }
         Ok(workspace)
     }
 
-    fn furnish(&mut self) -> Result<(), WorkspaceError> {
-        self.write_journal()?;
+    fn furnish(&mut self, spec: &RestoreSpec) -> Result<(), WorkspaceError> {
         let places = self.places.clone();
+        write_json(&places.work, SPEC, spec).map_err(at(&places.work))?;
+        self.write()?;
         for path in [&places.data, &places.spool] {
             directory(path).map_err(at(path))?;
         }
         // Nobody comes in, whoever can open the socket.
         private_file(&places.hba, "local all all reject\n").map_err(at(&places.hba))?;
         private_file(&places.ident, "").map_err(at(&places.ident))?;
-        // A socket's path has at most 107 bytes, too few for most workspaces.
+        self.make_run()
+    }
+
+    /// Makes the directory for sockets. A socket's path has at most 107 bytes, too few for most workspaces.
+    pub(super) fn make_run(&mut self) -> Result<(), WorkspaceError> {
         let run = std::env::temp_dir().join(format!("gs_pitr-{:016x}", rand::random::<u64>()));
         self.journal.run = Some(run.clone());
-        self.write_journal()?;
+        self.write()?;
         directory(&run).map_err(at(&run))?;
         self.run = run;
         Ok(())
@@ -189,81 +183,75 @@ impl Workspace {
         &self.run
     }
 
-    /// Makes a directory beside the target that stays if the restore succeeds, and marks it until then.
+    /// Changes the journal, durably.
+    pub(super) fn note(&mut self, change: impl FnOnce(&mut Journal)) -> Result<(), WorkspaceError> {
+        change(&mut self.journal);
+        self.write()
+    }
+
+    fn write(&self) -> Result<(), WorkspaceError> {
+        write_json(&self.places.work, JOURNAL, &self.journal).map_err(at(&self.places.work))
+    }
+
+    /// Makes a directory that stays if the restore succeeds, and marks it until then.
     pub(super) fn make(&mut self, path: &Path) -> Result<(), WorkspaceError> {
         if is_absent_or_empty(path).map_err(at(path))? {
-            self.journal.made.push(path.to_owned());
-            self.write_journal()?;
+            self.note(|journal| journal.made.push(path.to_owned()))?;
             make_marked(path, self.journal.operation).map_err(at(path))?;
             return Ok(());
         }
         Err(WorkspaceError::Foreign(path.to_owned()))
     }
 
-    /// Makes the (absent or empty) location of a tablespace that replay will create.
-    pub(super) fn make_literal(
-        &mut self,
-        path: &Path,
-        version_directory: &str,
-    ) -> Result<(), WorkspaceError> {
-        if !is_absent_or_empty(path).map_err(at(path))? {
-            return Err(WorkspaceError::Foreign(path.to_owned()));
+    /// Makes the location of a tablespace that replay will create. What is in it must be nothing, or belong to the
+    /// database at the target, which does not run: then it is moved into `aside`.
+    pub(super) fn make_literal(&mut self, literal: &Literal) -> Result<(), WorkspaceError> {
+        let path = literal.path.clone();
+        if literal.aside.is_none() && !is_absent_or_empty(&path).map_err(at(&path))? {
+            return Err(WorkspaceError::Foreign(path));
         }
-        self.journal.literal.push(Literal {
-            path: path.to_owned(),
-            made: !path.exists(),
-            version_directory: version_directory.to_owned(),
-        });
-        self.write_journal()?;
-        make_marked(path, self.journal.operation).map_err(at(path))
-    }
-
-    /// Locations that replay created.
-    pub(super) fn literal(&self) -> &[Literal] {
-        &self.journal.literal
-    }
-
-    fn write_journal(&self) -> Result<(), WorkspaceError> {
-        let path = self.places.work.join(JOURNAL);
-        let write = || {
-            let new = self.places.work.join("restore.json.new");
-            let mut text = serde_json::to_vec_pretty(&self.journal)?;
-            text.push(b'\n');
-            let mut file = private(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            sync(&self.places.work)
+        self.note(|journal| journal.literal.push(literal.clone()))?;
+        let operation = self.journal.operation;
+        let make = || {
+            let (Some(aside), Some(kept)) = (&literal.aside, literal.kept()) else {
+                return make_marked(&path, operation);
+            };
+            // The mode of a directory that a living database uses is not ours to change.
+            private_file(&path.join(MARKER), &format!("{operation}\n"))?;
+            directory(aside)?;
+            fs::rename(literal.version(), kept)?;
+            sync(aside)?;
+            sync(&path)
         };
-        write().map_err(at(&path))
+        make().map_err(at(&path))
     }
 
-    /// Puts the data directory, which is whole, at the target. From then on there is no way back.
-    /// If it fails, nothing stands at the target, and the workspace can still be discarded.
-    pub(super) fn commit(&mut self) -> Result<(), WorkspaceError> {
-        let Places { target, data, .. } = self.places.clone();
-        self.journal.whole = true;
-        self.write_journal()?;
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        // Onto an empty directory too; fails if it is not empty any more.
-        fs::rename(&data, &target).map_err(at(&target))?;
-        sync(parent).map_err(at(parent))
+    /// Takes away everything but the result: the restore is over.
+    pub(super) async fn finish(self) -> Result<(), WorkspaceError> {
+        in_background(move || {
+            let literal = self.journal.literal.iter().map(|literal| &literal.path);
+            for path in self.journal.made.iter().chain(literal) {
+                remove_file(&path.join(MARKER)).map_err(at(path))?;
+            }
+            remove_workspace(&self.places, &self.journal)
+        })
+        .await
     }
 
-    /// After [`Self::commit`]: takes away everything but the result.
-    pub(super) fn finish(self) -> Result<(), WorkspaceError> {
-        finish(&self.places, &self.journal)
-    }
-
-    /// Takes away everything that was made. No server of ours may be running.
-    pub(super) async fn discard(self) -> Result<(), WorkspaceError> {
-        let Self {
-            places,
-            journal,
-            _lock,
-            ..
-        } = self;
+    /// Takes away everything that was made, but the workspace itself. No server of ours may be running.
+    pub(super) async fn undo(&self) -> Result<(), WorkspaceError> {
+        let (places, journal) = (self.places.clone(), self.journal.clone());
         in_background(move || undo(&places, &journal)).await
+    }
+
+    /// After [`Self::undo`]: takes the workspace away.
+    pub(super) async fn remove(self) -> Result<(), WorkspaceError> {
+        in_background(move || remove_workspace(&self.places, &self.journal)).await
+    }
+
+    /// Whether every node goes forward.
+    pub(super) fn is_committed(&self) -> bool {
+        self.journal.decision == Some(Verdict::Commit)
     }
 }
 
@@ -291,49 +279,30 @@ fn take_lock(work: &Path) -> Result<Option<File>, WorkspaceError> {
     open().map_err(at(&path))
 }
 
-/// Takes away what a dead restore to the same target left.
-async fn sweep(places: &Places) -> Result<(), WorkspaceError> {
-    if fs::symlink_metadata(&places.work).is_err() {
+/// Takes away a workspace whose agent was killed before there was a journal: then there is nothing in it but a lock
+/// and half-written files of ours.
+pub(super) fn sweep_begun(places: &Places) -> Result<(), WorkspaceError> {
+    let work = &places.work;
+    if !exists(work) {
         return Ok(());
     }
-    let path = places.work.join(JOURNAL);
-    let journal: Journal = match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map_err(|_| WorkspaceError::Foreign(places.work.clone()))?,
-        // Killed before there was one: then there is nothing but an empty directory and a lock.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let lock = take_lock(&places.work)?.ok_or_else(|| busy(places))?;
-            remove_file(&places.work.join(LOCK)).map_err(at(&places.work))?;
-            drop(lock);
-            let foreign = |_| WorkspaceError::Foreign(places.work.clone());
-            return fs::remove_dir(&places.work).map_err(foreign);
+    let names = fs::read_dir(work).map_err(at(work))?;
+    for name in names {
+        let name = name.map_err(at(work))?.file_name();
+        let name = name.to_string_lossy();
+        let early = [LOCK, SPEC].contains(&name.as_ref()) || name.ends_with(".json.new");
+        if !early {
+            return Err(WorkspaceError::Foreign(work.clone()));
         }
-        Err(source) => return Err(WorkspaceError::Io { path, source }),
-    };
-    if journal.target != places.target {
-        return Err(WorkspaceError::Foreign(places.work.clone()));
     }
-    let Some(_lock) = take_lock(&places.work)? else {
-        return Err(busy(places));
-    };
-    tracing::info!(work = %places.work.display(), operation = %journal.operation,
-        "taking away what a dead restore left");
-    process::end_orphan(&places.data)
-        .await
-        .map_err(at(&places.data))?;
-    let places = places.clone();
-    in_background(move || {
-        // Renamed already: what is at the target is whole, only the rest is to be tidied.
-        if journal.whole && !places.data.exists() {
-            return finish(&places, &journal);
-        }
-        undo(&places, &journal)
-    })
-    .await
+    let lock = take_lock(work)?.ok_or_else(|| busy(places))?;
+    remove_tree(work).map_err(at(work))?;
+    drop(lock);
+    Ok(())
 }
 
 /// Removing a large directory takes long, and must not hold up the threads that serve others.
-async fn in_background(
+pub(super) async fn in_background(
     work: impl FnOnce() -> Result<(), WorkspaceError> + Send + 'static,
 ) -> Result<(), WorkspaceError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -346,16 +315,8 @@ async fn in_background(
     })
 }
 
-/// Takes the markers off what stays and removes the workspace.
-fn finish(places: &Places, journal: &Journal) -> Result<(), WorkspaceError> {
-    let literal = journal.literal.iter().map(|literal| &literal.path);
-    for path in journal.made.iter().chain(literal) {
-        remove_file(&path.join(MARKER)).map_err(at(path))?;
-    }
-    remove_workspace(places, journal)
-}
-
 fn undo(places: &Places, journal: &Journal) -> Result<(), WorkspaceError> {
+    debug_assert!(journal.stage < Stage::Out, "there is no way back");
     for path in &journal.made {
         if is_marked(path, journal.operation) {
             remove_tree(path).map_err(at(path))?;
@@ -364,7 +325,10 @@ fn undo(places: &Places, journal: &Journal) -> Result<(), WorkspaceError> {
     for literal in &journal.literal {
         undo_literal(literal, journal.operation).map_err(at(&literal.path))?;
     }
-    remove_workspace(places, journal)
+    if journal.clearing {
+        clear(places, journal)?;
+    }
+    Ok(())
 }
 
 /// Leaves the location as it was. Only what this version of the server makes in it is removed: nobody else can
@@ -373,10 +337,42 @@ fn undo_literal(literal: &Literal, operation: Uuid) -> io::Result<()> {
     if !is_marked(&literal.path, operation) {
         return Ok(());
     }
-    remove_tree(&literal.path.join(&literal.version_directory))?;
+    match (&literal.aside, literal.kept()) {
+        (Some(aside), Some(kept)) => {
+            // Not there: it was not moved yet, or is back already. Then what lies in its place is not ours.
+            if exists(&kept) {
+                remove_tree(&literal.version())?;
+                fs::rename(&kept, literal.version())?;
+                sync(&literal.path)?;
+            }
+            remove_empty(aside)?;
+        }
+        _ => remove_tree(&literal.version())?,
+    }
     remove_file(&literal.path.join(MARKER))?;
     if literal.made {
         fs::remove_dir(&literal.path)?;
+    }
+    sync(&literal.path).or(Ok(()))
+}
+
+/// Removes the old database, as journalled. May be done again after a kill, as long as nothing new is at the target.
+pub(super) fn clear(places: &Places, journal: &Journal) -> Result<(), WorkspaceError> {
+    if !exists(&places.removed) {
+        directory(&places.removed).map_err(at(&places.removed))?;
+    }
+    super::switch::rename_all(&journal.out)?;
+    for path in &journal.cleared {
+        remove_tree(path).map_err(at(path))?;
+    }
+    remove_tree(&places.removed).map_err(at(&places.removed))
+}
+
+/// Makes the workspace as empty as it was in the beginning.
+pub(super) fn empty(places: &Places) -> Result<(), WorkspaceError> {
+    for path in [&places.data, &places.spool] {
+        remove_tree(path).map_err(at(path))?;
+        directory(path).map_err(at(path))?;
     }
     Ok(())
 }
@@ -386,7 +382,7 @@ fn remove_workspace(places: &Places, journal: &Journal) -> Result<(), WorkspaceE
         remove_tree(run).map_err(at(run))?;
     }
     // The journal goes last: as long as anything is left, it says what.
-    for path in [&places.data, &places.spool] {
+    for path in [&places.data, &places.spool, &places.removed] {
         remove_tree(path).map_err(at(path))?;
     }
     remove_tree(&places.work).map_err(at(&places.work))
@@ -408,172 +404,5 @@ fn is_marked(path: &Path, operation: Uuid) -> bool {
     fs::read_to_string(path.join(MARKER)).is_ok_and(|text| text.trim() == operation.to_string())
 }
 
-/// Whether there is nothing at `path`, or an empty directory (no link to one).
-pub(super) fn is_absent_or_empty(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => Ok(fs::read_dir(path)?.next().is_none()),
-        Ok(_) => Ok(false),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(e) => Err(e),
-    }
-}
-
-/// Makes a directory that only we can open.
-pub(super) fn directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().mode(0o700).create(path)
-}
-
-fn private(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(true).write(true).mode(0o600);
-    options.open(path)
-}
-
-fn private_file(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = private(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-/// Makes the names in a directory durable.
-pub(super) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-/// Removes a file, if it is there.
-pub(super) fn remove_file(path: &Path) -> io::Result<()> {
-    absent_is_fine(fs::remove_file(path))
-}
-
-/// Removes a directory with all that is in it (links are removed, not followed), if it is there.
-///
-/// More than once if something is made in it meanwhile: a write that was begun before its future was dropped,
-/// or a process of a server that was stopped at once.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    for _ in 0..20 {
-        match fs::remove_dir_all(path) {
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                std::thread::park_timeout(Duration::from_millis(100));
-            }
-            removed => return absent_is_fine(removed),
-        }
-    }
-    absent_is_fine(fs::remove_dir_all(path))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(directory: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(directory)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[tokio::test]
-    async fn a_discarded_restore_leaves_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("node");
-        let (there, absent) = (root.path().join("there"), root.path().join("absent"));
-        fs::create_dir(&there).unwrap();
-        let mut workspace = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let (run, config) = (workspace.run().to_owned(), workspace.places.config.clone());
-        workspace.make(&config).unwrap();
-        for path in [&there, &absent] {
-            workspace.make_literal(path, "PG_15_1").unwrap();
-            fs::create_dir_all(path.join("PG_15_1/5")).unwrap();
-        }
-        fs::write(workspace.places.data.join("PG_VERSION"), "15").unwrap();
-        assert!(run.exists() && !target.exists());
-        workspace.discard().await.unwrap();
-        assert_eq!(names(root.path()), ["there"]);
-        assert!(names(&there).is_empty() && !run.exists());
-    }
-
-    #[tokio::test]
-    async fn a_committed_restore_leaves_only_the_result() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("node");
-        fs::create_dir(&target).unwrap();
-        let mut workspace = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let tablespaces = workspace.places.tablespaces.clone();
-        workspace.make(&tablespaces).unwrap();
-        fs::write(workspace.places.data.join("PG_VERSION"), "15").unwrap();
-        workspace.commit().unwrap();
-        workspace.finish().unwrap();
-        assert_eq!(names(root.path()), ["node", "node.tablespaces"]);
-        assert_eq!(names(&target), ["PG_VERSION"]);
-        assert!(names(&tablespaces).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_living_restore_is_not_disturbed_and_a_dead_one_is_taken_away() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("node");
-        let mut first = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let config = first.places.config.clone();
-        first.make(&config).unwrap();
-        let second = Workspace::create(Uuid::new_v4(), &target).await;
-        assert!(matches!(second, Err(WorkspaceError::Busy(_))));
-        // Dropped without a word, as by SIGKILL: the lock is gone, the rest stays.
-        drop(first);
-        assert_eq!(names(root.path()), ["node.config", "node.gs_pitr-restore"]);
-        // One beside it neither disturbs nor is disturbed.
-        let beside = root.path().join("other");
-        let other = Workspace::create(Uuid::new_v4(), &beside).await.unwrap();
-        let third = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let both = ["node.gs_pitr-restore", "other.gs_pitr-restore"];
-        assert_eq!(names(root.path()), both);
-        other.discard().await.unwrap();
-        third.discard().await.unwrap();
-        assert!(names(root.path()).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_restore_killed_after_its_rename_keeps_the_result() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("node");
-        let mut workspace = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let config = workspace.places.config.clone();
-        workspace.make(&config).unwrap();
-        workspace.journal.whole = true;
-        workspace.write_journal().unwrap();
-        fs::rename(&workspace.places.data, &target).unwrap();
-        drop(workspace);
-        let again = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        assert!(config.exists() && names(&config).is_empty() && target.exists());
-        again.discard().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_is_not_ours_stays() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("node");
-        let work = Places::of(&target).work;
-        fs::create_dir(&work).unwrap();
-        fs::write(work.join("mine"), "x").unwrap();
-        let refused = Workspace::create(Uuid::new_v4(), &target).await;
-        assert!(matches!(refused, Err(WorkspaceError::Foreign(_))));
-        fs::remove_file(work.join("mine")).unwrap();
-        fs::remove_dir(&work).unwrap();
-        let mut workspace = Workspace::create(Uuid::new_v4(), &target).await.unwrap();
-        let full = root.path().join("full");
-        fs::create_dir(&full).unwrap();
-        fs::write(full.join("x"), "x").unwrap();
-        assert!(workspace.make(&full).is_err());
-        assert!(workspace.make_literal(&full, "PG_15_1").is_err());
-        workspace.discard().await.unwrap();
-        assert_eq!(names(&full), ["x"]);
-    }
-}
+pub(super) mod tests;

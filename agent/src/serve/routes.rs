@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use agent_api::identity::OPERATOR_URI;
 use agent_api::{
-    API_VERSION, ApiError, Bandwidth, CheckReport, CheckRequest, ErrorKind, Health, MarkRequest,
-    MarkResult, NodeFacts, ObserveRequest, Observed, OpenRequest, OperationStatus, RaceRequest,
-    RaceResult, StartOperation,
+    API_VERSION, ApiError, Bandwidth, CheckReport, CheckRequest, DiscardRequest, Discarded,
+    ErrorKind, Health, MarkRequest, MarkResult, NodeFacts, ObserveRequest, Observed, OpenRequest,
+    OperationStatus, RaceRequest, RaceResult, RestoresHere, StartOperation, TargetFacts,
+    TargetRequest,
 };
 use axum::extract::{Request, State};
 use axum::http::{Uri, header};
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::engine::direct;
 use crate::facts;
 use crate::operation::table::OperationTable;
+use crate::restore;
 use crate::serve::body::{Body, Id, Refusal, usage};
 use crate::serve::stream;
 
@@ -57,6 +59,9 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
         .route("/v1/operations/{id}/open", post(open))
         .route("/v1/operations/{id}/bandwidth", post(bandwidth))
         .route("/v1/operations/{id}/cancel", post(cancel))
+        .route("/v1/target", post(target))
+        .route("/v1/restores", get(restores))
+        .route("/v1/discard", post(discard))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app);
@@ -243,9 +248,30 @@ async fn bandwidth(
     Ok(Json(operation.status()))
 }
 
+async fn target(State(app): State<App>, Body(request): Body<TargetRequest>) -> Answer<TargetFacts> {
+    Ok(Json(
+        restore::target_facts(&app.config, &request.target).await?,
+    ))
+}
+
+async fn restores(State(app): State<App>) -> Answer<RestoresHere> {
+    let (config, operations) = (Arc::clone(&app.config), app.operations.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        restore::here(&config, |operation| operations.is_running(operation))
+    });
+    let here = looked
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+    Ok(Json(here))
+}
+
+async fn discard(State(app): State<App>, Body(request): Body<DiscardRequest>) -> Answer<Discarded> {
+    Ok(Json(restore::discard(&app.config, request.restore).await?))
+}
+
 async fn cancel(State(app): State<App>, Id(id): Id, Body(()): Body<()>) -> Answer<OperationStatus> {
     let operation = app.operations.get(id)?;
     let reason = ApiError::new(ErrorKind::Cancelled, "cancelled by the client");
-    operation.cancel(reason);
+    operation.ask_to_cancel(reason)?;
     Ok(Json(operation.status()))
 }

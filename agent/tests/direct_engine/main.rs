@@ -93,6 +93,7 @@ fn begin(
         meter,
         report: Reporter::new(Arc::clone(&log)),
         config: Arc::new(config),
+        repository: None,
     };
     let task = tokio::spawn(direct::run(cx, spec.clone(), received));
     Backup {

@@ -11,7 +11,7 @@ use agent_api::{OpenRequest, OperationSpec, Phase, Place, RestoreSpec, Restored,
 use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::journal::OperationJournal;
-use catalog::model::Consistency;
+use catalog::model::{Consistency, Verdict};
 use catalog::repo::NewEpoch;
 use clap::Args;
 use futures_util::future::join_all;
@@ -208,6 +208,22 @@ impl Job<'_> {
                 return Err(failure.changed_if(!left.is_empty()));
             }
         };
+        let by = "gs_pitr restore";
+        let decided = catalog
+            .decide(self.operation, Verdict::Commit, by, None)
+            .await;
+        let decided = match decided {
+            Ok(decision) if decision.verdict == Verdict::Commit => Ok(()),
+            Ok(decision) => {
+                let message = format!("the restore was given up by {}", decision.by);
+                Err(Failure::new(agent_api::ErrorKind::Conflict, message))
+            }
+            Err(error) => Err(Failure::from(error)),
+        };
+        if let Err(failure) = decided {
+            let left = self.live.cancel_all(self.printer).await;
+            return Err(failure.changed_if(!left.is_empty()));
+        }
         let text = "all nodes are proved to be at the point; promoting";
         self.printer
             .event("decided", json!({"backup_id": head.backup}), Some(text));

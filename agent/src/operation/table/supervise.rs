@@ -58,7 +58,12 @@ pub(super) async fn supervise(
 }
 
 fn cancel_orphan(operation: &Operation, timeout: Duration) {
-    let Some((waited, phase)) = operation.log.forgotten_for() else {
+    // A restore has to ask the bucket first, and does that itself.
+    let Some((waited, phase)) = operation
+        .log
+        .forgotten_for()
+        .filter(|_| !operation.is_restore())
+    else {
         return;
     };
     if waited < timeout || operation.cancel.is_cancelled() {

@@ -310,7 +310,10 @@ async fn nothing_of_the_credentials_is_kept_or_printed() {
 
 #[test]
 fn a_target_inside_anothers_is_in_the_way() {
-    let target = |path: &str| Claim::Target(path.into());
+    let target = |path: &str| Claim::Target {
+        path: path.into(),
+        node: false,
+    };
     assert!(target("/a/b").overlaps(&target("/a")) && target("/a").overlaps(&target("/a/b")));
     assert!(!target("/a/b").overlaps(&target("/a/bc")) && !target("/a").overlaps(&Claim::Node));
 }
