@@ -149,6 +149,7 @@ pub struct Manifest {
     /// What its point proves.
     pub consistency: Consistency,
     /// Why it proves no more, see [`Proof::unproved`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unproved: Option<String>,
     /// The point that belongs to it.
     pub point: Option<PointId>,
@@ -296,6 +297,7 @@ pub struct Point {
     /// How long the cluster was locked, in milliseconds.
     pub lock_ms: u64,
     /// What was done to prove it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
     /// Operation that made it.
     pub operation: Uuid,
