@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 CARGO_FLAGS ?= --locked
 SETUP := ./.ci/setup
-# Where `make test-full` puts other PostgreSQL versions: readable for the user databases run as.
+# Where `make test-full` puts other PostgreSQL versions and versitygw: readable for the user databases run as.
 MAJORS ?= /var/tmp/gs_pitr-majors
 
 .PHONY: help setup build test test-full demo bench lint docs
@@ -24,7 +24,7 @@ test: setup ## all tests that CI runs
 
 test-full: setup ## the slow matrices too; their last result stands in docs/TESTING.md
 	$(CARGO) build $(CARGO_FLAGS) --workspace --bins
-	GS_PITR_TEST_PG_BINDIRS="$$(./.ci/setup-majors $(MAJORS))" $(CARGO) test $(CARGO_FLAGS) --workspace
+	GS_PITR_TEST_PG_BINDIRS="$$(./.ci/setup-majors $(MAJORS))" GS_PITR_TEST_VERSITYGW="$$(./.ci/setup-versitygw $(MAJORS)/bin)" $(CARGO) test $(CARGO_FLAGS) --workspace
 
 demo: setup ## three databases, one backup, the databases destroyed, all back from the bucket
 	$(CARGO) build $(CARGO_FLAGS) --workspace --bins

@@ -23,7 +23,7 @@ use pipeline::store::s3::{S3Config, S3Store};
 use suite::Caps;
 use support::memory_store::MemoryStore;
 use support::s3::{Options, S3Server};
-use support::{minio, s3, skip};
+use support::{minio, s3, skip, versitygw};
 
 /// The stand-in, with small pages, so that paging is met early.
 async fn stand_in(tls: bool) -> S3Server {
@@ -73,6 +73,18 @@ async fn stand_in_https() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn minio_http() {
     on_minio("conformance::minio_http", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versitygw_https() {
+    let Some(gateway) = versitygw::start(true).await else {
+        let why = "the environment names no versitygw: `make test-full` fetches one (it needs Go)";
+        skip("conformance_on_versitygw", why);
+        return;
+    };
+    suite::all(&gateway.store().unwrap(), &Caps::VERSITYGW).await;
+    suite::all(&below(gateway.config(), "some/where"), &Caps::VERSITYGW).await;
+    errors::all(&gateway.config()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

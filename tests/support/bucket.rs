@@ -9,6 +9,7 @@ use pipeline::store::s3::{S3Config, S3Store};
 
 use crate::minio::{self, Minio};
 use crate::s3::{self, Options, S3Server};
+use crate::versitygw::{self, Versitygw};
 
 /// One of both, over TLS.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub enum Bucket {
     Double(S3Server),
     /// The real one.
     Minio(Minio),
+    /// Another real one.
+    Versitygw(Versitygw),
 }
 
 impl Bucket {
@@ -37,6 +40,11 @@ impl Bucket {
         minio::start(true).await.map(Self::Minio)
     }
 
+    /// A real versitygw, if the environment names one.
+    pub async fn versitygw() -> Option<Self> {
+        versitygw::start(true).await.map(Self::Versitygw)
+    }
+
     /// MinIO if it is here, else the stand-in.
     pub async fn best() -> Self {
         match Self::minio().await {
@@ -52,6 +60,7 @@ impl Bucket {
                 "the in-memory S3 server of tests/support (a stand-in; there is no `minio` here)"
             }
             Self::Minio(_) => "a real MinIO",
+            Self::Versitygw(_) => "a real versitygw",
         }
     }
 
@@ -60,6 +69,7 @@ impl Bucket {
         let config = match self {
             Self::Double(server) => server.config(),
             Self::Minio(minio) => minio.config(),
+            Self::Versitygw(gateway) => gateway.config(),
         };
         S3Config {
             prefix: "clusters/one".into(),
@@ -95,7 +105,7 @@ impl Bucket {
     pub fn server(&self) -> &S3Server {
         match self {
             Self::Double(server) => server,
-            Self::Minio(_) => panic!("a real MinIO takes no orders"),
+            Self::Minio(_) | Self::Versitygw(_) => panic!("a real server takes no orders"),
         }
     }
 
@@ -103,7 +113,7 @@ impl Bucket {
     pub fn uploads_under_way(&self) -> Option<usize> {
         match self {
             Self::Double(server) => Some(server.uploads_under_way()),
-            Self::Minio(_) => None,
+            Self::Minio(_) | Self::Versitygw(_) => None,
         }
     }
 }

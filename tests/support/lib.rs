@@ -21,5 +21,6 @@ pub mod postgres;
 pub mod registered;
 pub mod s3;
 pub mod skip;
+pub mod versitygw;
 
 pub use skip::skip;

@@ -41,7 +41,12 @@ pub struct Minio {
 
 /// The binary: of the environment's `MINIO`, on the PATH, or where `go install` puts it.
 pub fn binary() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os("MINIO").filter(|named| !named.is_empty()) {
+    program("MINIO", "minio")
+}
+
+/// A program that Go installs: of the environment's `variable`, on the PATH, or where `go install` puts it.
+pub(crate) fn program(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os(variable).filter(|named| !named.is_empty()) {
         return Some(PathBuf::from(named)).filter(|path| path.is_file());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -55,7 +60,7 @@ pub fn binary() -> Option<PathBuf> {
     }
     places
         .into_iter()
-        .map(|place| place.join("minio"))
+        .map(|place| place.join(name))
         .find(|path| path.is_file())
 }
 
@@ -148,29 +153,7 @@ impl Minio {
     }
 
     fn client(&self) -> aws_sdk_s3::Client {
-        let trust = self
-            .certificates
-            .as_ref()
-            .map_or_else(TrustStore::empty, |made| {
-                TrustStore::empty().with_pem_certificate(made.ca_pem.clone())
-            });
-        let context = TlsContext::builder().with_trust_store(trust).build();
-        let http = HttpBuilder::new()
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-            .tls_context(context.expect("a TLS context"))
-            .build_https();
-        let timeouts = TimeoutConfig::builder().operation_timeout(Duration::from_secs(10));
-        let config = aws_sdk_s3::config::Builder::new()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(&self.endpoint)
-            .force_path_style(true)
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .timeout_config(timeouts.build())
-            .credentials_provider(Credentials::new(USER, PASSWORD, None, None, "tests"))
-            .http_client(http)
-            .build();
-        aws_sdk_s3::Client::from_conf(config)
+        client(&self.endpoint, self.ca_pem(), (USER, PASSWORD))
     }
 
     /// `http://127.0.0.1:PORT` or `https://...`.
@@ -312,6 +295,34 @@ impl Minio {
     pub fn store(&self) -> Result<S3Store, StoreError> {
         S3Store::new(self.config())
     }
+}
+
+/// A bare client of a server on loopback, to make its bucket.
+pub(crate) fn client(
+    endpoint: &str,
+    ca_pem: Option<&str>,
+    (user, password): (&str, &str),
+) -> aws_sdk_s3::Client {
+    let trust = ca_pem.map_or_else(TrustStore::empty, |pem| {
+        TrustStore::empty().with_pem_certificate(pem)
+    });
+    let context = TlsContext::builder().with_trust_store(trust).build();
+    let http = HttpBuilder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(context.expect("a TLS context"))
+        .build_https();
+    let timeouts = TimeoutConfig::builder().operation_timeout(Duration::from_secs(10));
+    let config = aws_sdk_s3::config::Builder::new()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new("us-east-1"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .timeout_config(timeouts.build())
+        .credentials_provider(Credentials::new(user, password, None, None, "tests"))
+        .http_client(http)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
 }
 
 impl Drop for Minio {
