@@ -362,7 +362,10 @@ async fn versions(store: &dyn ObjectStore, caps: &Caps) {
         assert!(found.last_modified.is_some(), "{found:?}");
     }
     let one = &listed[0];
-    let held = store.hold(&one.key, one.version.as_ref()).await.unwrap();
+    // What prune asks first: a store that holds nothing is not asked for each version, and versitygw without a
+    // directory for versions answers 400 to a HEAD of the version `null` that it lists.
+    let version = one.version.as_ref().filter(|_| !caps.repeats_versions);
+    let held = store.hold(&one.key, version).await.unwrap();
     assert_eq!(held, None);
     assert!(!store.holds_objects().await.unwrap());
     let all: Vec<_> = listed.into_iter().map(|it| (it.key, it.version)).collect();
