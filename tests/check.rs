@@ -43,7 +43,7 @@ fn findings(run: &Run) -> Vec<Value> {
         .stdout
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    events.filter(|event| event["event"] == "finding").collect()
+    events.filter(|event| event["event"] == "checked").collect()
 }
 
 /// The findings of that name made at `node`, or here.

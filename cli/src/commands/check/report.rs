@@ -47,7 +47,7 @@ impl Report {
             node: node.map(str::to_owned),
             finding,
         };
-        self.printer.event("finding", json!(line), None);
+        self.printer.event("checked", json!(line), None);
         self.lines.push(line);
     }
 
