@@ -52,6 +52,15 @@ pub(crate) struct Host {
     pub(crate) facts: NodeFacts,
 }
 
+impl Host {
+    /// The data directory beside the agent: the running database's, or the one that the agent was told.
+    pub(crate) fn data_directory(&self) -> Option<&str> {
+        let server = self.facts.server.as_ref();
+        let running = server.map(|server| server.data_directory.as_str());
+        running.or(self.facts.pgdata.as_deref())
+    }
+}
+
 /// Connects to all `addresses` at the same time and asks each for its facts.
 ///
 /// # Errors

@@ -55,8 +55,9 @@ pub(crate) enum Command {
         gs_pitr show --output json
         gs_pitr show --from-mirror"))]
     Show(ShowArgs),
-    /// Bring all nodes of a backup back, each in a fresh directory, recovered to its point
+    /// Bring all nodes of a backup back, where they live or in fresh directories, recovered to its point
     #[command(after_long_help = exit::help("
+        gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080
         gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --yes
         gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \\
         --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start"))]
@@ -113,7 +114,7 @@ impl Command {
             Self::Prune(_) => "prune",
             Self::Verify(_) => "verify",
             Self::Check(_) => "check",
-            Self::Operations(_) => "operations",
+            Self::Operations(args) => args.name(),
             Self::Certs(CertsCommand::Init(_)) => "certs init",
             Self::Certs(CertsCommand::Issue(_)) => "certs issue",
             Self::Completions(_) => "completions",

@@ -14,8 +14,10 @@ mod operations;
 mod printer;
 mod removal;
 mod repo;
+mod restoring;
 mod settings;
 mod signals;
+mod unfinished;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

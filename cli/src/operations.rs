@@ -1,6 +1,7 @@
 //! Operations on agents: started, watched, and ended in order whatever happens.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(crate) struct Live {
     operations: Arc<Mutex<BTreeMap<Uuid, Arc<Agent>>>>,
     /// What to do about them if this program leaves at once.
     if_left: Arc<Mutex<Option<String>>>,
+    /// Whether it is too late to cancel them.
+    decided: Arc<AtomicBool>,
 }
 
 /// Signs of life to agents, until it is dropped.
@@ -57,6 +60,17 @@ impl Live {
     pub(crate) fn set_if_left(&self, next: impl Into<String>) {
         let mut if_left = self.if_left.lock().unwrap_or_else(PoisonError::into_inner);
         *if_left = Some(next.into());
+    }
+
+    /// From now on they are not cancelled any more.
+    pub(crate) fn set_decided(&self, next: impl Into<String>) {
+        self.set_if_left(next);
+        self.decided.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is too late to cancel them.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.decided.load(Ordering::Relaxed)
     }
 
     /// What to do about them if this program leaves at once.

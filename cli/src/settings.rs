@@ -539,6 +539,11 @@ impl Settings {
         Ok(nodes)
     }
 
+    /// The agents' addresses, for a command that can do without.
+    pub(crate) fn some_nodes(&self) -> &[Address] {
+        self.options.nodes.as_deref().unwrap_or_default()
+    }
+
     /// Files or ranges at the same time.
     pub(crate) fn jobs(&self) -> u32 {
         self.options.jobs.unwrap_or(4)

@@ -54,7 +54,12 @@ pub(crate) async fn guarded<T>(
             return Err(left_behind(live));
         }
         cancel.cancel();
-        printer.warning(None, "cancelling in order; once more to leave at once");
+        let message = if live.is_decided() {
+            "it is decided and goes forward, so it is not cancelled; once more to leave at once"
+        } else {
+            "cancelling in order; once more to leave at once"
+        };
+        printer.warning(None, message);
     }
 }
 

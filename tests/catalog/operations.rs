@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use catalog::Catalog;
 use catalog::journal::{OperationJournal, OperationStart};
-use catalog::model::{OperationEvent, Place, PlannedNode, PromotedNode, RestorePlan};
+use catalog::model::{Consistency, OperationEvent, Place, PlannedNode, PromotedNode, RestorePlan};
 use catalog::repo::NewNode;
 use pipeline::store::ObjectStore;
 use serde_json::json;
@@ -27,13 +27,16 @@ fn plan(node: Uuid) -> RestorePlan {
     RestorePlan {
         backup_id: backup_id('a'),
         point_id: point_id('a'),
+        consistency: Consistency::PerNode,
         start: true,
         discard_old: false,
         clone: false,
         nodes: vec![PlannedNode {
             node_id: node,
             becomes: node,
+            epoch: "00000001-9f3c1a2b".parse().unwrap(),
             agent: "db1:18080".into(),
+            host: "db1".into(),
             machine_id: "m1".into(),
             operation: Uuid::now_v7(),
             target: "/data".into(),

@@ -2,13 +2,16 @@
 
 use crate::Home;
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 14] = [
     &[],
     &["backup"],
     &["show"],
     &["restore"],
     &["delete"],
     &["prune"],
+    &["operations"],
+    &["operations", "resume"],
+    &["operations", "discard"],
     &["certs"],
     &["certs", "init"],
     &["certs", "issue"],
@@ -179,7 +182,13 @@ fn main_page() {
     Commands:
       backup       Back up all nodes to one point
       show         List the backups, or one in detail
-      restore      Bring all nodes of a backup back, each in a fresh directory, recovered to its point
+      restore      Bring all nodes of a backup back, where they live or in fresh directories, recovered
+                   to its point
+      delete       Delete one backup
+      prune        Remove old backups by a retention, and what dead ones left
+      verify       Read stored bytes back and find every damage
+      check        Find out whether backups and restores will work, and what to mend
+      operations   List what ran, show one operation, or finish one that was left
       certs        Make certificates for the agents and for this program
       completions  Print a script that completes this program's command line
       man          Print the manual page, or write all of them
@@ -308,9 +317,9 @@ fn show() {
 #[test]
 fn restore() {
     insta::assert_snapshot!(help(&["restore"]).0, @r"
-    Bring all nodes of a backup back, each in a fresh directory, recovered to its point
+    Bring all nodes of a backup back, where they live or in fresh directories, recovered to its point
 
-    Usage: gs_pitr restore [OPTIONS] --id <ID> --target-dir <DIR>
+    Usage: gs_pitr restore [OPTIONS] --id <ID>
 
     Options:
           --id <ID>
@@ -331,23 +340,46 @@ fn restore() {
 
               [env: GS_PITR_BANDWIDTH]
 
-          --map <NODE=HOST:PORT>
-              NODE goes to this agent; NODE is a node's id, the beginning of one, or its source's
+          --node <NODE>
+              Only this node of the backup; NODE is a node's id, the beginning of one, or its source's
               host:port
 
+          --map <NODE=HOST:PORT>
+              NODE goes to this agent
+
           --target-dir <DIR>
-              Directory on the agents' hosts; each node goes to `DIR/<node-id>`
+              Fresh directory on the agents' hosts: each node goes to `DIR/<node-id>` [default: over the
+              databases where they live]
 
           --db-port <NODE=PORT>
-              Port of the restored database [default: the one its agent was told, or the source's]
+              Port of the restored database [default: the one that is there, or that its agent was told,
+              or the source's]
 
           --no-start
               Leave the restored databases stopped
+
+          --clone
+              The restored databases are new nodes beside the originals
+
+          --in-place
+              Remove what is there before the copy is made, for want of room: there is no way back
+
+          --discard-old
+              Remove what was there as soon as all nodes are open
+
+          --manager-paused
+              The cluster manager that is found beside a database is paused or stopped, and leaves it
+              alone
+
+          --stop-early
+              Allow a running database to be stopped before the decision, where the backup's WAL creates
+              a tablespace in a directory that it uses
 
       -h, --help
               Print help (see a summary with '-h')
 
     Examples:
+      gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080
       gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --yes
       gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \
           --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start

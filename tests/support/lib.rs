@@ -19,6 +19,7 @@ pub mod minio;
 pub mod os;
 pub mod postgres;
 pub mod registered;
+pub mod running;
 pub mod s3;
 pub mod skip;
 pub mod versitygw;

@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::Consistency;
 use super::order::Holder;
-use crate::ids::{BackupId, PointId};
+use crate::ids::{BackupId, EpochId, PointId};
 
 /// `operations/<operation-id>/<seq>.json`: what ran and which uploads it may have begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,6 +108,8 @@ pub struct RestorePlan {
     pub backup_id: BackupId,
     /// The point that its nodes are recovered to.
     pub point_id: PointId,
+    /// What that point proves.
+    pub consistency: Consistency,
     /// Whether the databases are started in the end.
     pub start: bool,
     /// Whether what was at the targets is removed when all nodes are open.
@@ -124,8 +127,12 @@ pub struct PlannedNode {
     pub node_id: Uuid,
     /// The node that it becomes: the same, or of a clone a new one, registered when it is promoted.
     pub becomes: Uuid,
+    /// The node's epoch that the point lies in.
+    pub epoch: EpochId,
     /// Address of its agent, `HOST:PORT`.
     pub agent: String,
+    /// Name of the agent's host.
+    pub host: String,
     /// `/etc/machine-id` of the agent's host.
     pub machine_id: String,
     /// The agent's own operation.

@@ -1,34 +1,34 @@
-//! `gs_pitr restore`: every node of a backup in a fresh directory, proved to be at its point before any
-//! of them is opened.
+//! `gs_pitr restore`: every node of a backup where it lives or in a fresh directory, proved to be at its point
+//! before any of them takes the place of what is there.
 
+mod places;
 mod plan;
+mod report;
+mod words;
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
 
-use agent_api::{OpenRequest, OperationSpec, Phase, Place, RestoreSpec, Restored, StartOperation};
 use catalog::Catalog;
-use catalog::ids::BackupId;
 use catalog::journal::OperationJournal;
-use catalog::model::{Consistency, Verdict};
-use catalog::repo::NewEpoch;
+use catalog::model::{LeaseScope, OperationEvent, RestorePlan};
 use clap::Args;
-use futures_util::future::join_all;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agents;
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
-use crate::operations::{Live, Operation, all_or_cancel};
+use crate::leased::Leased;
+use crate::operations::Live;
 use crate::printer::Printer;
 use crate::repo;
+use crate::restoring::{Opened, Restoring};
 use crate::settings::values::Address;
 use crate::settings::{Options, Settings, TransferArgs};
-use crate::signals;
-use plan::Step;
+use crate::{signals, unfinished};
+use plan::{Plan, Planner};
+pub(crate) use report::report;
 
 /// `gs_pitr restore`
 #[derive(Debug, Args)]
@@ -38,22 +38,42 @@ pub(crate) struct RestoreArgs {
     id: String,
     #[command(flatten)]
     transfer: TransferArgs,
-    /// NODE goes to this agent; NODE is a node's id, the beginning of one, or its source's host:port
+    /// Only this node of the backup; NODE is a node's id, the beginning of one, or its source's host:port
+    #[arg(long, value_name = "NODE")]
+    node: Vec<String>,
+    /// NODE goes to this agent
     #[arg(long, value_name = "NODE=HOST:PORT", value_parser = pair::<Address>)]
     map: Vec<(String, Address)>,
-    /// Directory on the agents' hosts; each node goes to `DIR/<node-id>`
+    /// Fresh directory on the agents' hosts: each node goes to `DIR/<node-id>` [default: over the databases
+    /// where they live]
     #[arg(long, value_name = "DIR")]
-    target_dir: PathBuf,
-    /// Port of the restored database [default: the one its agent was told, or the source's]
-    #[arg(long, value_name = "NODE=PORT", value_parser = pair::<std::num::NonZeroU16>)]
-    db_port: Vec<(String, std::num::NonZeroU16)>,
+    target_dir: Option<PathBuf>,
+    /// Port of the restored database [default: the one that is there, or that its agent was told, or the source's]
+    #[arg(long, value_name = "NODE=PORT", value_parser = pair::<NonZeroU16>)]
+    db_port: Vec<(String, NonZeroU16)>,
     /// Leave the restored databases stopped
     #[arg(long)]
     no_start: bool,
+    /// The restored databases are new nodes beside the originals
+    #[arg(long, requires = "target_dir")]
+    clone: bool,
+    /// Remove what is there before the copy is made, for want of room: there is no way back
+    #[arg(long, conflicts_with_all = ["target_dir", "discard_old"])]
+    in_place: bool,
+    /// Remove what was there as soon as all nodes are open
+    #[arg(long, conflicts_with = "target_dir")]
+    discard_old: bool,
+    /// The cluster manager that is found beside a database is paused or stopped, and leaves it alone
+    #[arg(long)]
+    manager_paused: bool,
+    /// Allow a running database to be stopped before the decision, where the backup's WAL creates a tablespace in a
+    /// directory that it uses
+    #[arg(long)]
+    stop_early: bool,
 }
 
 /// Reads `NODE=VALUE`.
-fn pair<T: std::str::FromStr>(text: &str) -> Result<(String, T), String>
+pub(crate) fn pair<T: std::str::FromStr>(text: &str) -> Result<(String, T), String>
 where
     T::Err: std::fmt::Display,
 {
@@ -83,13 +103,6 @@ struct Job<'a> {
     operation: Uuid,
 }
 
-/// What the result says of the backup.
-struct Head {
-    backup: BackupId,
-    point: Option<String>,
-    consistency: Consistency,
-}
-
 /// Runs the command.
 pub(crate) async fn run(args: &RestoreArgs, settings: &Settings, printer: &Printer) -> Result<()> {
     // Asked before the first request: what nobody can agree to need not be planned.
@@ -97,7 +110,9 @@ pub(crate) async fn run(args: &RestoreArgs, settings: &Settings, printer: &Print
         let message = "`--yes` is missing, and there is no terminal to ask for a yes at";
         return Err(Failure::usage(message).next("run it again with `--yes`"));
     }
-    check_target(&args.target_dir)?;
+    if let Some(target) = &args.target_dir {
+        check_target(target)?;
+    }
     let (live, cancel) = (Live::default(), CancellationToken::new());
     let job = Job {
         args,
@@ -110,7 +125,7 @@ pub(crate) async fn run(args: &RestoreArgs, settings: &Settings, printer: &Print
     signals::guarded(job.operation, settings, printer, &live, &cancel, job.run()).await
 }
 
-fn check_target(target: &std::path::Path) -> Result<()> {
+fn check_target(target: &Path) -> Result<()> {
     use std::path::Component::{Normal, RootDir};
     let plain = target
         .components()
@@ -136,285 +151,129 @@ impl Job<'_> {
             catalog.check_logged(&found).await?;
             Ok::<_, Failure>((catalog, found))
         };
-        let (catalog, found) = tokio::select! {
-            prepared = prepared => prepared?,
-            () = self.cancel.cancelled() => return Err(Failure::cancelled()),
-        };
+        let (catalog, found) = self.unless_cancelled(prepared).await?;
         let hosts = agents::connect(addresses, self.settings, self.printer, &self.cancel).await?;
-        let head = Head {
-            backup: found.manifest.backup_id.clone(),
-            point: found.manifest.point.as_ref().map(ToString::to_string),
-            consistency: found.manifest.consistency,
+        let planner = Planner {
+            args: self.args,
+            catalog: &catalog,
+            hosts: &hosts,
+            operation: self.operation,
+            cancel: &self.cancel,
         };
-        let steps = plan::make(found, &hosts, self.args)?;
-        plan::check_catalog(&catalog, &steps).await?;
-        self.agreed(&head, &steps).await?;
-        self.in_repository(&catalog, &head, &steps).await
+        let plan = self.unless_cancelled(planner.make(found)).await?;
+        let nodes: Vec<_> = plan.steps.iter().map(|step| step.becomes).collect();
+        self.unless_cancelled(unfinished::refuse(&catalog, &nodes))
+            .await?;
+        self.agreed(&plan).await?;
+        self.leased(&catalog, &plan).await
     }
 
     /// Shows the plan and has it confirmed.
-    async fn agreed(&self, head: &Head, steps: &[Step]) -> Result<()> {
-        let mut fields = plan::fields(steps, self.args);
-        fields["backup_id"] = json!(head.backup);
-        fields["point"] = json!(head.point);
-        let text = plan::text(steps, self.args, head.backup.as_str());
+    async fn agreed(&self, plan: &Plan) -> Result<()> {
+        let fields = words::fields(plan, self.args);
+        let text = words::text(plan, self.args);
         self.printer.event("plan", fields, Some(&text));
-        if self.settings.yes() {
-            return Ok(());
-        }
-        let printer = self.printer.clone();
-        let question = "Restore all of this?";
-        let asked = tokio::task::spawn_blocking(move || printer.confirm(question));
-        let answer = tokio::select! {
-            answer = asked => answer.ok().flatten(),
-            () = self.cancel.cancelled() => return Err(Failure::cancelled()),
+        let question = if self.args.in_place {
+            "Stop and REMOVE these databases, and restore in their place? There is no way back."
+        } else {
+            "Restore all of this?"
         };
-        match answer {
-            Some(true) => Ok(()),
-            Some(false) => Err(Failure::cancelled().next("answer `yes`, or use `--yes`")),
-            None => Err(Failure::usage("there is nobody to ask").next("use `--yes`")),
-        }
+        agreed(question, self.settings, self.printer, &self.cancel).await
     }
 
-    async fn in_repository(&self, catalog: &Catalog, head: &Head, steps: &[Step]) -> Result<()> {
-        let journalled = Journalled {
-            operation: self.operation,
-            kind: "restore",
-            backup: Some(&head.backup),
-            by: journalled::ourselves("gs_pitr restore"),
-        };
-        let work =
-            async |_: &OperationJournal| self.proved_and_promoted(catalog, head, steps).await;
-        journalled.run(catalog, self.printer, None, work).await
-    }
-
-    async fn proved_and_promoted(
-        &self,
-        catalog: &Catalog,
-        head: &Head,
-        steps: &[Step],
-    ) -> Result<()> {
-        let proved = all_or_cancel(steps, &self.cancel, |step, cancel| async move {
-            self.proved(step, steps, &cancel).await
-        });
-        let proved = match proved.await {
-            Ok(_) if self.cancel.is_cancelled() => Err(Failure::cancelled()),
-            outcome => outcome,
-        };
-        let proved = match proved {
-            Ok(proved) => proved,
-            Err(failure) => {
-                let left = self.live.cancel_all(self.printer).await;
-                return Err(failure.changed_if(!left.is_empty()));
-            }
-        };
-        let by = "gs_pitr restore";
-        let decided = catalog
-            .decide(self.operation, Verdict::Commit, by, None)
-            .await;
-        let decided = match decided {
-            Ok(decision) if decision.verdict == Verdict::Commit => Ok(()),
-            Ok(decision) => {
-                let message = format!("the restore was given up by {}", decision.by);
-                Err(Failure::new(agent_api::ErrorKind::Conflict, message))
-            }
-            Err(error) => Err(Failure::from(error)),
-        };
-        if let Err(failure) = decided {
-            let left = self.live.cancel_all(self.printer).await;
-            return Err(failure.changed_if(!left.is_empty()));
+    /// Takes the lease, so that nobody else restores meanwhile.
+    async fn leased(&self, catalog: &Catalog, plan: &Plan) -> Result<()> {
+        let leased = Leased::take(
+            catalog,
+            LeaseScope::Restore,
+            self.operation,
+            "gs_pitr restore",
+            self.settings,
+            self.printer,
+            &self.cancel,
+        );
+        let leased = leased.await?;
+        let document = plan.document(self.args);
+        let outcome = self.journalled(catalog, plan, &document, &leased).await;
+        let open = outcome.as_ref().is_err_and(|failure| failure.unfinished);
+        if open && !self.live.is_decided() {
+            // It runs out, and whoever takes it over fences what is open.
+            drop(leased);
+        } else {
+            leased.release().await;
         }
-        let text = "all nodes are proved to be at the point; promoting";
-        self.printer
-            .event("decided", json!({"backup_id": head.backup}), Some(text));
-        self.promoted(catalog, head, steps, proved).await
-    }
-
-    async fn proved(
-        &self,
-        step: &Step,
-        steps: &[Step],
-        cancel: &CancellationToken,
-    ) -> Result<Operation> {
-        let lend = !step.host.facts.has_credentials;
-        let request = StartOperation {
-            operation: Uuid::now_v7(),
-            repository: repo::access(self.settings, lend).await?,
-            bandwidth: self.settings.bandwidth(),
-            spec: OperationSpec::Restore(Box::new(RestoreSpec {
-                backup_id: step.backup.clone(),
-                node: step.node.clone(),
-                point: step.point.clone(),
-                restore: self.operation,
-                nodes: steps.iter().map(|step| step.node.node_id).collect(),
-                target: step.target.clone(),
-                place: Place::Fresh,
-                port: Some(step.port),
-                jobs: self.settings.jobs(),
-                start: !self.args.no_start,
-                stop_early: false,
-            })),
-        };
-        let (agent, node) = (&step.host.agent, step.node.node_id);
-        let (live, printer) = (self.live, self.printer);
-        let mut operation = Operation::start(agent, node, &request, live, printer, cancel).await?;
-        operation.reach(Phase::Proved, cancel).await?;
-        Ok(operation)
-    }
-
-    /// Promotes all nodes, and opens them when all are promoted. From here on every node goes forward: one that
-    /// fails takes none back.
-    async fn promoted(
-        &self,
-        catalog: &Catalog,
-        head: &Head,
-        steps: &[Step],
-        mut operations: Vec<Operation>,
-    ) -> Result<()> {
-        let never = CancellationToken::new();
-        let promoted = join_all(operations.iter_mut().map(|operation| async {
-            let (agent, id) = (Arc::clone(operation.agent()), operation.id());
-            agent.promote(id, &never).await?;
-            operation.reach(Phase::Promoted, &never).await
-        }));
-        let failures = promoted.await.into_iter().zip(steps);
-        let failures = failures.filter_map(|(outcome, step)| {
-            let failure = outcome.err()?;
-            Some(failure.on(step.host.agent.name()))
-        });
-        if let Some(failure) = self.first(failures.collect(), &[]) {
-            return Err(failure);
-        }
-        let runs = operations.into_iter().zip(steps).map(|(operation, step)| {
-            let never = &never;
-            async move { self.open(catalog, operation, step, never).await }
-        });
-        let (mut done, mut failures) = (Vec::new(), Vec::new());
-        for (outcome, step) in join_all(runs).await.into_iter().zip(steps) {
-            match outcome {
-                Ok(restored) => done.push((step, restored)),
-                Err(failure) => failures.push(failure.on(step.host.agent.name())),
-            }
-        }
-        if let Some(failure) = self.first(failures, &done) {
-            return Err(failure);
-        }
-        report(head, &done, self.printer);
+        let opened = outcome?;
+        report("restore", &document, &opened, self.printer);
         Ok(())
     }
 
-    /// The failure to return, with what was done all the same; the others become warnings.
-    fn first(&self, mut failures: Vec<Failure>, done: &[(&Step, Restored)]) -> Option<Failure> {
-        let mut failure = failures.pop()?;
-        let nodes: Vec<_> = done
-            .iter()
-            .map(|(step, _)| step.node.node_id.to_string())
-            .collect();
-        if !nodes.is_empty() {
-            let message = format!(
-                "{}; these nodes are open: {}",
-                failure.message,
-                nodes.join(", ")
-            );
-            failure.message = message;
-        }
-        for other in failures {
-            self.printer.warning(other.node.as_deref(), &other.message);
-        }
-        Some(failure.changed_if(true).next(
-            "look at that node's agent and log; its directory holds the proved copy and is not removed",
-        ))
-    }
-
-    async fn open(
+    async fn journalled(
         &self,
         catalog: &Catalog,
-        mut operation: Operation,
-        step: &Step,
-        never: &CancellationToken,
-    ) -> Result<Restored> {
-        let request = OpenRequest {
-            start: !self.args.no_start,
+        plan: &Plan,
+        document: &RestorePlan,
+        leased: &Leased,
+    ) -> Result<Vec<Opened>> {
+        let journalled = Journalled {
+            operation: self.operation,
+            kind: "restore",
+            backup: Some(&plan.backup),
+            by: journalled::ourselves("gs_pitr restore"),
         };
-        operation
-            .agent()
-            .open(operation.id(), &request, never)
-            .await?;
-        let status = operation.reach(Phase::Done, never).await?;
-        let restored = status.restored.ok_or_else(|| {
-            let message = "the agent says that the restore is done, and not what it is";
-            Failure::new(agent_api::ErrorKind::Internal, message)
-        })?;
-        let epoch = NewEpoch {
-            node_id: step.node.node_id,
-            parent: Some((step.point.epoch.clone(), restored.fork_lsn.clone())),
-            timeline: restored.timeline,
-            machine_id: step.host.facts.machine_id.clone(),
-            data_directory: restored.data_directory.clone(),
-            host: step.host.facts.host.clone(),
-            port: restored.port,
+        let restoring = Restoring {
+            catalog,
+            settings: self.settings,
+            printer: self.printer,
+            live: self.live,
+            operation: self.operation,
+            plan: document,
         };
-        catalog
-            .start_epoch(epoch, self.operation)
-            .await
-            .map_err(|error| {
-                let failure = Failure::from(error);
-                let message = format!(
-                    "the node is restored, but its new epoch could not be written: {}",
-                    failure.message
-                );
-                let next = format!(
-                    "nothing is lost; its next backup asks for `--node-id {}={}`",
-                    step.host.agent.name(),
-                    step.node.node_id
-                );
-                Failure {
-                    message,
-                    next: Some(next),
-                    ..failure
-                }
-            })?;
-        Ok(restored)
+        let work = async |journal: &OperationJournal| {
+            let begun = async {
+                catalog
+                    .pin(self.operation, std::slice::from_ref(&plan.backup))
+                    .await?;
+                let event = OperationEvent::RestorePlanned(document.clone());
+                journal.record(event).await?;
+                Ok::<_, Failure>(())
+            };
+            self.unless_cancelled(begun).await?;
+            let parts = plan.parts(document, self.args, self.settings);
+            restoring.run(parts, leased, &self.cancel).await
+        };
+        journalled.run(catalog, self.printer, None, work).await
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.cancel.cancelled() => Err(Failure::cancelled()),
+        }
     }
 }
 
-/// Tells what was brought back.
-fn report(head: &Head, done: &[(&Step, Restored)], printer: &Printer) {
-    let mut text = format!("restored {}", head.backup);
-    let mut nodes = Vec::new();
-    for (step, restored) in done {
-        let state = if restored.running {
-            "running"
-        } else {
-            "stopped"
-        };
-        let _ = write!(
-            text,
-            "\n  {} on {}, port {}, {state}\n    directory {}\n    recovered to {}\n    started by: {}",
-            step.node.node_id,
-            step.host.facts.host,
-            restored.port,
-            restored.data_directory,
-            restored.recovered_to,
-            restored.start_command.join(" "),
-        );
-        nodes.push(json!({
-            "node_id": step.node.node_id,
-            "host": step.host.facts.host,
-            "port": restored.port,
-            "data_directory": restored.data_directory,
-            "recovered_to": restored.recovered_to,
-            "timeline": restored.timeline,
-            "running": restored.running,
-            "start_command": restored.start_command,
-        }));
+/// Has `question` answered with yes, unless the settings do that.
+///
+/// # Errors
+/// A cancellation, by an answer too; that there is nobody to ask.
+pub(crate) async fn agreed(
+    question: &'static str,
+    settings: &Settings,
+    printer: &Printer,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    if settings.yes() {
+        return Ok(());
     }
-    printer.text(&text);
-    let fields = json!({
-        "backup_id": head.backup,
-        "consistency": head.consistency,
-        "point": head.point,
-        "nodes": nodes,
-    });
-    printer.result("restore", fields);
+    let printer = printer.clone();
+    let asked = tokio::task::spawn_blocking(move || printer.confirm(question));
+    let answer = tokio::select! {
+        answer = asked => answer.ok().flatten(),
+        () = cancel.cancelled() => return Err(Failure::cancelled()),
+    };
+    match answer {
+        Some(true) => Ok(()),
+        Some(false) => Err(Failure::cancelled().next("answer `yes`, or use `--yes`")),
+        None => Err(Failure::usage("there is nobody to ask").next("use `--yes`")),
+    }
 }

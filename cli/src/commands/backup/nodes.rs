@@ -10,6 +10,7 @@ use super::BackupArgs;
 use crate::agents::Host;
 use crate::failure::{Failure, Result};
 use crate::settings::values::{Address, NodeName};
+use crate::unfinished;
 
 /// One node of the backup.
 #[derive(Debug)]
@@ -152,6 +153,8 @@ pub(super) async fn matched(
         }
         choices.push(choice);
     }
+    let nodes: Vec<_> = taken.into_iter().map(|(node, _)| node).collect();
+    unfinished::refuse(catalog, &nodes).await?;
     Ok(choices)
 }
 
@@ -178,6 +181,11 @@ pub(crate) async fn choose(catalog: &Catalog, host: &Host, said: Told<'_>) -> Re
         return told(catalog, choice.node, &identity).await;
     }
     match catalog.match_node(&identity).await? {
+        // An older timeline than the epoch's: what was there before a restore was put back by hand. Its WAL
+        // is not that of this epoch.
+        NodeMatch::Known(known) if server.timeline < known.epoch.timeline => {
+            Ok(Choice::Moved(known.node.node_id))
+        }
         NodeMatch::Known(known) => Ok(Choice::Known(known.node.node_id, known.epoch.epoch)),
         NodeMatch::New => Ok(Choice::New),
         NodeMatch::Ambiguous(candidates) => Err(ambiguous(host, &candidates)),

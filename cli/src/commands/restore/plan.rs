@@ -1,211 +1,348 @@
-//! Which node goes where: found out and checked before anything is changed.
+//! What becomes of which node: found out and checked before anything is changed.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::num::NonZeroU16;
 
-use agent_api::ErrorKind;
+use agent_api::{ErrorKind, Place, RestoreSpec, TargetFacts};
 use catalog::Catalog;
-use catalog::ids::BackupId;
-use catalog::model::{NodeBackup, NodePoint};
-use catalog::repo::Restorable;
-use serde_json::{Value, json};
+use catalog::ids::{BackupId, PointId};
+use catalog::model::{Consistency, Epoch, NodeBackup, NodePoint, PlannedNode, RestorePlan};
+use catalog::repo::{NodeIdentity, NodeMatch, Restorable};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::RestoreArgs;
+use super::places::{self, source, told};
 use crate::agents::Host;
-use crate::commands::backup::AGENT_FIELD;
 use crate::failure::{Failure, Result};
+use crate::operations::all_or_cancel;
 use crate::printer::bytes;
-use crate::settings::values::Address;
+use crate::restoring::Part;
+use crate::settings::Settings;
 
 /// One node and its new place.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
-    /// The backup it is from.
-    pub(super) backup: BackupId,
     /// The node's copy.
     pub(super) node: NodeBackup,
     /// The node's part of the point.
     pub(super) point: NodePoint,
+    /// The node that it becomes.
+    pub(super) becomes: Uuid,
     /// Where it goes.
     pub(super) host: Host,
     /// Its data directory there.
     pub(super) target: String,
+    /// What is there now.
+    pub(super) there: TargetFacts,
+    /// What becomes of that.
+    pub(super) place: Place,
     /// Its port there.
     pub(super) port: u16,
 }
 
-/// Source of a node as people know it.
-fn source(node: &NodeBackup) -> String {
-    Address {
-        host: node.host.clone(),
-        port: node.port,
+/// One node and the agent that it goes to.
+#[derive(Debug)]
+struct Wanted {
+    node: NodeBackup,
+    point: NodePoint,
+    host: Host,
+    port: u16,
+}
+
+/// The plan of a restore.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// The restore.
+    pub(super) operation: Uuid,
+    /// The backup.
+    pub(super) backup: BackupId,
+    /// The point.
+    pub(super) point: PointId,
+    /// What it proves.
+    pub(super) consistency: Consistency,
+    /// The nodes.
+    pub(super) steps: Vec<Step>,
+    /// Nodes of the backup that are left as they are.
+    pub(super) others: Vec<NodeBackup>,
+}
+
+impl Plan {
+    /// The plan as it is journalled.
+    pub(super) fn document(&self, args: &RestoreArgs) -> RestorePlan {
+        let planned = |step: &Step| PlannedNode {
+            node_id: step.node.node_id,
+            becomes: step.becomes,
+            epoch: step.point.epoch.clone(),
+            agent: step.host.agent.name(),
+            host: step.host.facts.host.clone(),
+            machine_id: step.host.facts.machine_id.clone(),
+            operation: Uuid::now_v7(),
+            target: step.there.target.clone(),
+            place: step.place,
+            port: step.port,
+        };
+        RestorePlan {
+            backup_id: self.backup.clone(),
+            point_id: self.point.clone(),
+            consistency: self.consistency,
+            start: !args.no_start,
+            discard_old: args.discard_old,
+            clone: args.clone,
+            nodes: self.steps.iter().map(planned).collect(),
+        }
     }
-    .to_string()
+
+    /// The agents' parts of it.
+    pub(super) fn parts(
+        &self,
+        document: &RestorePlan,
+        args: &RestoreArgs,
+        settings: &Settings,
+    ) -> Vec<(Part, RestoreSpec)> {
+        let nodes: Vec<_> = self.steps.iter().map(|step| step.node.node_id).collect();
+        let part = |(step, planned): (&Step, &PlannedNode)| {
+            let spec = RestoreSpec {
+                backup_id: self.backup.clone(),
+                node: step.node.clone(),
+                point: step.point.clone(),
+                restore: self.operation,
+                nodes: nodes.clone(),
+                target: planned.target.clone(),
+                place: planned.place,
+                port: Some(planned.port),
+                jobs: settings.jobs(),
+                start: document.start,
+                stop_early: args.stop_early,
+            };
+            let part = Part {
+                planned: planned.clone(),
+                agent: std::sync::Arc::clone(&step.host.agent),
+                lend: !step.host.facts.has_credentials,
+            };
+            (part, spec)
+        };
+        self.steps.iter().zip(&document.nodes).map(part).collect()
+    }
 }
 
-fn source_agent(node: &NodeBackup) -> Option<&str> {
-    node.extra.get(AGENT_FIELD)?.as_str()
+/// What a plan is made of.
+pub(super) struct Planner<'a> {
+    pub(super) args: &'a RestoreArgs,
+    pub(super) catalog: &'a Catalog,
+    pub(super) hosts: &'a [Host],
+    pub(super) operation: Uuid,
+    pub(super) cancel: &'a CancellationToken,
 }
 
-fn all_sources(nodes: &[NodeBackup]) -> String {
-    let all: Vec<_> = nodes
-        .iter()
-        .map(|node| format!("{} ({})", node.node_id, source(node)))
-        .collect();
-    all.join(", ")
-}
-
-/// The place of the node that `text` names: an id, the beginning of one, `host:port` of its source or
-/// of its source's agent.
-fn find(nodes: &[NodeBackup], flag: &str, text: &str) -> Result<usize> {
-    const SHORTEST_PREFIX: usize = 4;
-    let lower = text.to_ascii_lowercase();
-    let names = |node: &NodeBackup| {
-        let id = node.node_id.to_string();
-        // The host of its agent's address is often what people call the source.
-        let agent: Option<Address> = source_agent(node).and_then(|agent| agent.parse().ok());
-        let by_agent = agent.map(|agent| Address {
-            port: node.port,
-            ..agent
+impl Planner<'_> {
+    /// Finds a place for every node, and refuses what cannot work. Nothing is changed.
+    ///
+    /// # Errors
+    /// The first thing that would keep the restore from ending well.
+    pub(super) async fn make(&self, found: Restorable) -> Result<Plan> {
+        let (args, backup) = (self.args, found.manifest.backup_id);
+        let all = found.manifest.nodes;
+        let nodes = places::chosen(all.clone(), args)?;
+        let left = |node: &NodeBackup| !nodes.iter().any(|it| it.node_id == node.node_id);
+        let others: Vec<_> = all.into_iter().filter(left).collect();
+        let ports = told(&nodes, "--db-port", &args.db_port)?;
+        let homes = places::homes(self.catalog, &nodes).await?;
+        let places = places::choose(&nodes, &homes, self.hosts, args)?;
+        let mut points: BTreeMap<_, _> = found
+            .point
+            .nodes
+            .into_iter()
+            .map(|point| (point.node_id, point))
+            .collect();
+        let mut wanted = Vec::new();
+        for (((node, place), port), home) in nodes.into_iter().zip(&places).zip(ports).zip(homes) {
+            let Some(point) = points.remove(&node.node_id) else {
+                let message = format!("the point has nothing on node {}", node.node_id);
+                return Err(Failure::new(ErrorKind::Damaged, message));
+            };
+            check_epoch(&node, &point, home.as_ref(), self.catalog).await?;
+            let alone = places.iter().filter(|other| *other == place).count() == 1;
+            let host = self.hosts[*place].clone();
+            let port = port
+                .map(NonZeroU16::get)
+                .or_else(|| self.port(&host, alone));
+            let port = port.unwrap_or(node.port);
+            wanted.push(Wanted {
+                node,
+                point,
+                host,
+                port,
+            });
+        }
+        for (place, it) in wanted.iter().enumerate() {
+            check(it, &wanted[..place], args)?;
+        }
+        let steps = all_or_cancel(wanted, self.cancel, |wanted, cancel| async move {
+            let name = wanted.host.agent.name();
+            let step = self.step(wanted, &cancel).await;
+            step.map_err(|failure| failure.on(name))
         });
-        id == lower
-            || (lower.len() >= SHORTEST_PREFIX && id.starts_with(&lower))
-            || source(node) == text
-            || by_agent.is_some_and(|address| address.to_string() == text)
-            || source_agent(node) == Some(text)
-    };
-    let mut found = (0..nodes.len()).filter(|place| names(&nodes[*place]));
-    match (found.next(), found.next()) {
-        (Some(place), None) => Ok(place),
-        (None, _) => {
-            let message = format!(
-                "`{flag}`: the backup has no node `{text}`; it has {}",
-                all_sources(nodes)
-            );
-            Err(Failure::new(ErrorKind::NotFound, message))
+        let steps = steps.await?;
+        for step in &steps {
+            check_managers(step, args)?;
+            check_room(step)?;
         }
-        (Some(_), Some(_)) => {
-            let message = format!(
-                "`{flag}`: `{text}` is more than one of {}",
-                all_sources(nodes)
-            );
-            Err(Failure::usage(message).next("use node ids"))
-        }
+        Ok(Plan {
+            operation: self.operation,
+            backup,
+            point: found.point.point_id,
+            consistency: found.point.consistency,
+            steps,
+            others,
+        })
     }
-}
 
-/// What the operator says of each node; `None` where nothing is said.
-fn told<T: Clone>(
-    nodes: &[NodeBackup],
-    flag: &str,
-    choices: &[(String, T)],
-) -> Result<Vec<Option<T>>> {
-    let mut told: Vec<Option<T>> = vec![None; nodes.len()];
-    for (text, value) in choices {
-        let place = find(nodes, flag, text)?;
-        if told[place].replace(value.clone()).is_some() {
-            let message = format!("`{flag}` names node {} twice", nodes[place].node_id);
-            return Err(Failure::usage(message));
+    /// The port that is known of a place: where a database is, the one that its clients know.
+    fn port(&self, host: &Host, alone: bool) -> Option<u16> {
+        let told = host.facts.pg_port;
+        if self.args.target_dir.is_some() {
+            return told.filter(|_| alone);
         }
+        let running = host.facts.server.as_ref().map(|server| server.port);
+        running.or(told)
     }
-    Ok(told)
-}
 
-/// The only host that is where the node came from.
-fn where_it_was(node: &NodeBackup, hosts: &[Host]) -> Option<usize> {
-    let is = |host: &Host| {
-        let address = host.agent.address();
-        let server = host.facts.server.as_ref().map(|server| server.port);
-        let same_port = server.or(host.facts.pg_port) == Some(node.port);
-        let same_host = host.facts.host == node.host || address.host == node.host;
-        source_agent(node) == Some(address.to_string().as_str()) || (same_host && same_port)
-    };
-    let mut found = (0..hosts.len()).filter(|place| is(&hosts[*place]));
-    match (found.next(), found.next()) {
-        (Some(place), None) => Some(place),
-        _ => None,
-    }
-}
-
-/// Finds a place for every node, and refuses what cannot work. Nothing is changed.
-pub(super) fn make(found: Restorable, hosts: &[Host], args: &RestoreArgs) -> Result<Vec<Step>> {
-    let (backup, nodes) = (found.manifest.backup_id, found.manifest.nodes);
-    let maps = told(&nodes, "--map", &args.map)?;
-    let ports = told(&nodes, "--db-port", &args.db_port)?;
-    let mut places = Vec::new();
-    for (node, map) in nodes.iter().zip(&maps) {
-        let place = match map {
-            Some(address) => Some(agent(hosts, address)?),
-            None => where_it_was(node, hosts),
-        };
-        let place = place.ok_or_else(|| unmapped(node))?;
-        if map.is_none() && places.contains(&place) {
-            return Err(unmapped(node));
-        }
-        places.push(place);
-    }
-    if let Some(idle) = (0..hosts.len()).find(|place| !places.contains(place)) {
-        let name = hosts[idle].agent.name();
-        let message = format!("the agent at {name} would get no node");
-        let next = format!("leave it out of `--nodes`, or give it one: `--map NODE={name}`");
-        return Err(Failure::usage(message).next(next));
-    }
-    let mut points: BTreeMap<_, _> = found
-        .point
-        .nodes
-        .into_iter()
-        .map(|point| (point.node_id, point))
-        .collect();
-    let mut steps = Vec::new();
-    for ((node, place), port) in nodes.into_iter().zip(&places).zip(ports) {
-        let Some(point) = points.remove(&node.node_id) else {
-            let message = format!("the point has nothing on node {}", node.node_id);
-            return Err(Failure::new(ErrorKind::Damaged, message));
-        };
-        let host = hosts[*place].clone();
-        let alone = places.iter().filter(|other| *other == place).count() == 1;
-        let told = host.facts.pg_port.filter(|_| alone);
-        steps.push(Step {
-            backup: backup.clone(),
-            port: port.map(NonZeroU16::get).or(told).unwrap_or(node.port),
-            target: args
-                .target_dir
-                .join(node.node_id.to_string())
-                .display()
-                .to_string(),
+    async fn step(&self, wanted: Wanted, cancel: &CancellationToken) -> Result<Step> {
+        let Wanted {
             node,
             point,
             host,
-        });
+            port,
+        } = wanted;
+        let becomes = if self.args.clone {
+            Uuid::new_v4()
+        } else {
+            node.node_id
+        };
+        let target = match (&self.args.target_dir, host.data_directory()) {
+            (Some(directory), _) => directory.join(becomes.to_string()).display().to_string(),
+            (None, Some(directory)) => directory.to_owned(),
+            (None, None) => {
+                let message =
+                    "the agent was told no data directory, so there is none to restore over";
+                let failure = Failure::usage(message);
+                return Err(failure.next("start it with `--pgdata`, or use `--target-dir DIR`"));
+            }
+        };
+        let there = host.agent.target(&target, cancel).await?;
+        let place = place(&there, &node, self.args)?;
+        if place != Place::Fresh {
+            self.check_owner(&node, &host, &there).await?;
+        }
+        Ok(Step {
+            port,
+            node,
+            point,
+            becomes,
+            host,
+            target,
+            there,
+            place,
+        })
     }
-    for (place, step) in steps.iter().enumerate() {
-        check(step, &steps[..place], args)?;
-    }
-    Ok(steps)
 }
 
-fn agent(hosts: &[Host], address: &Address) -> Result<usize> {
-    let place = hosts
-        .iter()
-        .position(|host| host.agent.address() == address);
-    place.ok_or_else(|| {
-        let message = format!("`--map` names the agent {address}, which `--nodes` does not");
-        Failure::usage(message)
+impl Planner<'_> {
+    /// Cloned images share a system identifier: only the repository can tell that what is there is another node.
+    async fn check_owner(&self, node: &NodeBackup, host: &Host, there: &TargetFacts) -> Result<()> {
+        let (Some(cluster), Some(directory)) = (&there.cluster, host.data_directory()) else {
+            return Ok(());
+        };
+        let identity = NodeIdentity {
+            system_identifier: cluster.system_identifier,
+            machine_id: host.facts.machine_id.clone(),
+            data_directory: directory.to_owned(),
+        };
+        let next = "map the node to its own agent (`--map`), or use `--target-dir DIR`";
+        if let NodeMatch::Known(known) = self.catalog.match_node(&identity).await?
+            && known.node.node_id != node.node_id
+        {
+            let (other, id) = (known.node.node_id, node.node_id);
+            let message =
+                format!("the database in `{directory}` is node {other}, and not node {id}");
+            return Err(Failure::new(ErrorKind::Target, message).next(next));
+        }
+        let server = host.facts.server.as_ref();
+        if server.is_some_and(|server| server.in_recovery) {
+            let message = format!("the database in `{directory}` is a standby");
+            return Err(Failure::new(ErrorKind::Target, message).next(next));
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of what is at the target.
+fn place(there: &TargetFacts, node: &NodeBackup, args: &RestoreArgs) -> Result<Place> {
+    if there.empty {
+        return Ok(Place::Fresh);
+    }
+    let target = &there.target;
+    let refuse =
+        |message: String, next: &str| Err(Failure::new(ErrorKind::Target, message).next(next));
+    if args.target_dir.is_some() {
+        let message = format!("`{target}` exists and is not an empty directory");
+        return refuse(
+            message,
+            "choose another `--target-dir`, or move what is there away",
+        );
+    }
+    let Some(cluster) = &there.cluster else {
+        let message = format!("`{target}` is not empty, and what is there is no database");
+        return refuse(
+            message,
+            "see what it is and move it away, or use `--target-dir DIR`",
+        );
+    };
+    let system_identifier = cluster.system_identifier;
+    if system_identifier != node.system_identifier {
+        let message = format!(
+            "the database in `{target}` is another one than node {}: its system identifier is {system_identifier}, the backup's {}",
+            node.node_id, node.system_identifier
+        );
+        return refuse(
+            message,
+            "map the node to its own agent (`--map`), move that database away, or use `--target-dir DIR`",
+        );
+    }
+    Ok(if args.in_place {
+        Place::InPlace { system_identifier }
+    } else {
+        Place::Replace { system_identifier }
     })
 }
 
-fn unmapped(node: &NodeBackup) -> Failure {
-    let (id, source) = (node.node_id, source(node));
-    let message = format!(
-        "no agent of `--nodes`, or more than one, is where node {id} came from ({source}), so only you know where it goes"
-    );
-    Failure::usage(message).next(format!(
-        "add `--map {source}=HOST:PORT`, or `--map {id}=HOST:PORT`"
-    ))
+/// Makes sure that the catalog will take the epoch that the restored node opens: to find out after the
+/// promotion would be too late.
+async fn check_epoch(
+    node: &NodeBackup,
+    point: &NodePoint,
+    home: Option<&Epoch>,
+    catalog: &Catalog,
+) -> Result<()> {
+    let named = |failure: Failure| failure.on(source(node));
+    let id = node.node_id;
+    let known = catalog.node(id).await;
+    known.map_err(|error| named(error.into()))?;
+    if home.is_some_and(|home| home.epoch == point.epoch) {
+        return Ok(());
+    }
+    let epochs = catalog.epochs(id).await;
+    let epochs = epochs.map_err(|error| named(error.into()))?;
+    if epochs.iter().any(|known| known.epoch == point.epoch) {
+        return Ok(());
+    }
+    let epoch = &point.epoch;
+    let message = format!("epoch {epoch} of node {id} is missing in the repository");
+    Err(named(Failure::new(ErrorKind::Damaged, message)))
 }
 
-fn check(step: &Step, before: &[Step], args: &RestoreArgs) -> Result<()> {
+fn check(step: &Wanted, before: &[Wanted], args: &RestoreArgs) -> Result<()> {
     let name = step.host.agent.name();
     let facts = &step.host.facts;
     let major = step.node.server_version_num / 10_000;
@@ -242,6 +379,7 @@ fn check(step: &Step, before: &[Step], args: &RestoreArgs) -> Result<()> {
     }
     if let Some(server) = &facts.server
         && server.port == step.port
+        && args.target_dir.is_some()
         && !args.no_start
     {
         let message = format!(
@@ -257,74 +395,45 @@ fn check(step: &Step, before: &[Step], args: &RestoreArgs) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that the catalog will take the epochs that the restored nodes open: to find out after
-/// the promotion would be too late.
-pub(super) async fn check_catalog(catalog: &Catalog, steps: &[Step]) -> Result<()> {
-    for step in steps {
-        let (node, epoch) = (step.node.node_id, &step.point.epoch);
-        let named = |failure: Failure| failure.on(source(&step.node));
-        catalog
-            .node(node)
-            .await
-            .map_err(|error| named(error.into()))?;
-        let epochs = catalog
-            .epochs(node)
-            .await
-            .map_err(|error| named(error.into()))?;
-        if !epochs.iter().any(|known| known.epoch == *epoch) {
-            let message = format!("epoch {epoch} of node {node} is missing in the repository");
-            return Err(named(Failure::new(ErrorKind::Damaged, message)));
-        }
+/// A cluster manager would start what we stop, or fail over to what we leave behind.
+fn check_managers(step: &Step, args: &RestoreArgs) -> Result<()> {
+    let facts = &step.host.facts;
+    let Some(manager) = facts.managers.first() else {
+        return Ok(());
+    };
+    if step.place == Place::Fresh || facts.own_commands || args.manager_paused {
+        return Ok(());
     }
-    Ok(())
+    let message = format!(
+        "{} manages the database in `{}` on {} and would fight a restore over it ({})",
+        manager.name, step.target, facts.host, manager.evidence
+    );
+    let next = format!(
+        "{}; then run it again with `--manager-paused`, or give the agent `--start-command` and `--stop-command`",
+        manager.next
+    );
+    let failure = Failure::new(ErrorKind::Conflict, message).on(step.host.agent.name());
+    Err(failure.next(next))
 }
 
-/// The plan for people.
-pub(super) fn text(steps: &[Step], args: &RestoreArgs, head: &str) -> String {
-    let mut text = format!("plan: restore {head}");
-    for step in steps {
-        let _ = write!(
-            text,
-            "\n  node {} ({}, PostgreSQL {}, {})\n    to agent {} on {}: directory {}, port {}\n    recovered to {} at {}, timeline {}",
-            step.node.node_id,
-            source(&step.node),
-            step.node.server_version_num / 10_000,
-            bytes(step.node.plain_bytes),
-            step.host.agent.name(),
-            step.host.facts.host,
-            step.target,
-            step.port,
-            step.point.restore_point,
-            step.point.end_lsn,
-            step.point.timeline,
-        );
+/// Bytes that the copy needs at least; its agent looks closer.
+fn check_room(step: &Step) -> Result<()> {
+    let (needed, free) = (step.node.plain_bytes, step.there.free_bytes);
+    if free >= needed || matches!(step.place, Place::InPlace { .. }) {
+        return Ok(());
     }
-    text.push_str(if args.no_start {
-        "\n  promoted and left stopped; nothing else on these hosts is changed"
+    let message = format!(
+        "there are {} free beside `{}` on {}, and {} are needed at least",
+        bytes(free),
+        step.target,
+        step.host.facts.host,
+        bytes(needed)
+    );
+    let next = if step.place == Place::Fresh {
+        "make room, or choose another `--target-dir`"
     } else {
-        "\n  promoted and left running; nothing else on these hosts is changed"
-    });
-    text
-}
-
-/// The plan for machines.
-pub(super) fn fields(steps: &[Step], args: &RestoreArgs) -> Value {
-    let steps: Vec<_> = steps
-        .iter()
-        .map(|step| {
-            json!({
-                "node_id": step.node.node_id,
-                "source": source(&step.node),
-                "node": step.host.agent.name(),
-                "host": step.host.facts.host,
-                "data_directory": step.target,
-                "port": step.port,
-                "plain_bytes": step.node.plain_bytes,
-                "restore_point": step.point.restore_point,
-                "lsn": step.point.end_lsn,
-                "timeline": step.point.timeline,
-            })
-        })
-        .collect();
-    json!({"start": !args.no_start, "nodes": steps})
+        "make room, or use `--in-place`: it removes what is there first, and has no way back"
+    };
+    let failure = Failure::new(ErrorKind::Target, message).on(step.host.agent.name());
+    Err(failure.next(next))
 }

@@ -1,0 +1,390 @@
+//! `gs_pitr operations resume`: a restore that was left is brought to its end, from whatever host.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use agent_api::{ErrorKind, UnfinishedRestore};
+use catalog::Catalog;
+use catalog::fence::Abandoned;
+use catalog::journal::OperationJournal;
+use catalog::model::{LeaseScope, RestorePlan, Verdict};
+use catalog::repo::JournalledOperation;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::ResumeArgs;
+use super::list::{self, State};
+use super::reach::{self, Reached};
+use crate::commands::restore::{agreed, report};
+use crate::failure::{Failure, Result};
+use crate::leased::Leased;
+use crate::operations::{Live, Operation};
+use crate::printer::Printer;
+use crate::restoring::{Member, Part, Restoring};
+use crate::settings::Settings;
+use crate::{journalled, repo, signals};
+
+const COMMAND: &str = "operations resume";
+
+/// What every step needs.
+struct Job<'a> {
+    args: &'a ResumeArgs,
+    settings: &'a Settings,
+    printer: &'a Printer,
+    live: &'a Live,
+    cancel: CancellationToken,
+}
+
+/// Runs the command.
+pub(super) async fn run(args: &ResumeArgs, settings: &Settings, printer: &Printer) -> Result<()> {
+    if !settings.yes() && !Printer::can_ask() {
+        let message = "`--yes` is missing, and there is no terminal to ask for a yes at";
+        return Err(Failure::usage(message).next("run it again with `--yes`"));
+    }
+    let (live, cancel) = (Live::default(), CancellationToken::new());
+    let job = Job {
+        args,
+        settings,
+        printer,
+        live: &live,
+        cancel: cancel.clone(),
+    };
+    signals::guarded(Uuid::now_v7(), settings, printer, &live, &cancel, job.run()).await
+}
+
+impl Job<'_> {
+    async fn run(&self) -> Result<()> {
+        let found = async {
+            let catalog = repo::open(self.settings).await?;
+            let id = catalog.resolve_operation_id(&self.args.id).await?;
+            let journal = catalog.operation(id).await?;
+            Ok::<_, Failure>((catalog, journal))
+        };
+        let (catalog, journal) = tokio::select! {
+            found = found => found?,
+            () = self.cancel.cancelled() => return Err(Failure::cancelled()),
+        };
+        let leases = list::leases(&catalog).await?;
+        let shown = list::shown(&catalog, &journal, &leases).await?;
+        let id = journal.operation;
+        match (shown.state, journal.kind()) {
+            (State::Running, _) => {
+                let by = shown.by.unwrap_or_else(|| "somebody".to_owned());
+                let message = format!("operation {id} is running: {by} holds its lease");
+                let next = "wait until it has ended, or until its lease has run out";
+                Err(Failure::new(ErrorKind::Conflict, message).next(next))
+            }
+            (State::Ended | State::Failed, _) => {
+                let how = match &shown.why {
+                    None => "it has ended well".to_owned(),
+                    Some(why) => format!("it has ended with: {why}"),
+                };
+                self.said(id, "ended", &format!("{how}; there is nothing to do"));
+                Ok(())
+            }
+            (_, Some("restore")) => self.restore(&catalog, &journal, shown.decision).await,
+            (_, Some("backup")) => self.backup(&catalog, &journal).await,
+            (_, kind) => {
+                let kind = kind.unwrap_or("unknown kind");
+                let text = format!(
+                    "an operation of {kind} leaves nothing to go on with: run its command again"
+                );
+                self.said(id, "nothing", &text);
+                Ok(())
+            }
+        }
+    }
+
+    fn said(&self, operation: Uuid, outcome: &str, text: &str) {
+        self.printer.text(&format!("operation {operation}: {text}"));
+        self.printer
+            .result(COMMAND, json!({"operation": operation, "outcome": outcome}));
+    }
+
+    /// Nobody can go on with a backup; what is left of it is made safe to remove.
+    async fn backup(&self, catalog: &Catalog, journal: &JournalledOperation) -> Result<()> {
+        let id = journal.operation;
+        let Some(backup) = journal.backup() else {
+            self.said(id, "nothing", "it made no backup");
+            return Ok(());
+        };
+        let (outcome, text) = match catalog.abandon(backup, id).await? {
+            Abandoned::Fenced => (
+                "fenced",
+                format!(
+                    "backup {backup} was not complete and can never be completed now; `gs_pitr prune` removes what is left of it"
+                ),
+            ),
+            Abandoned::Complete(_) => ("complete", format!("backup {backup} is complete")),
+        };
+        let journal = OperationJournal::join(Arc::clone(catalog.store()), id);
+        let why = (outcome == "fenced").then_some("it was left before its end");
+        journalled::ended(&journal, why, self.printer).await;
+        self.said(id, outcome, &text);
+        Ok(())
+    }
+
+    async fn restore(
+        &self,
+        catalog: &Catalog,
+        journal: &JournalledOperation,
+        decision: Option<Verdict>,
+    ) -> Result<()> {
+        let id = journal.operation;
+        let Some(plan) = journal.plan() else {
+            return self.unplanned(catalog, id).await;
+        };
+        let (maps, cancel) = (&self.args.map, &self.cancel);
+        let reached = reach::reach(plan, maps, self.settings, self.printer, cancel).await?;
+        self.agreed(id, plan, &reached, decision).await?;
+        let leased = self.lease(catalog, id).await?;
+        let restoring = Restoring {
+            catalog,
+            settings: self.settings,
+            printer: self.printer,
+            live: self.live,
+            operation: id,
+            plan,
+        };
+        let outcome = self.ended(&restoring, &reached).await;
+        // Whatever is left is decided, so nobody has to fence it.
+        leased.release().await;
+        outcome
+    }
+
+    async fn lease(&self, catalog: &Catalog, id: Uuid) -> Result<Leased> {
+        Leased::take(
+            catalog,
+            LeaseScope::Restore,
+            id,
+            "gs_pitr operations resume",
+            self.settings,
+            self.printer,
+            &self.cancel,
+        )
+        .await
+    }
+
+    /// It was left before an agent knew of it.
+    async fn unplanned(&self, catalog: &Catalog, id: Uuid) -> Result<()> {
+        let leased = self.lease(catalog, id).await?;
+        let journal = OperationJournal::join(Arc::clone(catalog.store()), id);
+        journalled::ended(&journal, Some("it was left before it began"), self.printer).await;
+        leased.release().await;
+        self.said(
+            id,
+            "rolled-back",
+            "no agent had begun; nothing is left of it",
+        );
+        Ok(())
+    }
+
+    /// Shows what will be done, and has it confirmed.
+    async fn agreed(
+        &self,
+        id: Uuid,
+        plan: &RestorePlan,
+        reached: &[Reached<'_>],
+        decision: Option<Verdict>,
+    ) -> Result<()> {
+        let how = match decision {
+            Some(Verdict::Commit) => "it is decided, so every node goes forward",
+            Some(Verdict::Rollback) => "it was rolled back, so every node goes back",
+            None => "it was left before it was decided, so every node goes back",
+        };
+        let mut text = format!(
+            "plan: end the restore {id} of backup {}: {how}",
+            plan.backup_id
+        );
+        for node in reached {
+            let (becomes, target) = (node.planned.becomes, &node.planned.target);
+            let _ = write!(
+                text,
+                "\n  node {becomes}: directory {target}, {}",
+                state(node)
+            );
+        }
+        let nodes: Vec<_> = reached
+            .iter()
+            .map(|node| json!({"node_id": node.planned.becomes, "data_directory": node.planned.target, "state": state(node)}))
+            .collect();
+        let forward = decision == Some(Verdict::Commit);
+        let fields = json!({"operation": id, "backup_id": plan.backup_id, "forward": forward, "nodes": nodes});
+        self.printer.event("plan", fields, Some(&text));
+        agreed("Do this?", self.settings, self.printer, &self.cancel).await
+    }
+
+    async fn ended(&self, restoring: &Restoring<'_>, reached: &[Reached<'_>]) -> Result<()> {
+        let reason = "it was left before it was decided";
+        let verdict = restoring.decided(Verdict::Rollback, Some(reason)).await?;
+        let _signs = self.live.signs_of_life();
+        let store = Arc::clone(restoring.catalog.store());
+        let journal = OperationJournal::join(store, restoring.operation);
+        match verdict {
+            Verdict::Rollback => {
+                self.back(restoring, reached).await?;
+                journalled::ended(&journal, Some("it was rolled back"), self.printer).await;
+                let text = "every node is as it was before";
+                self.said(restoring.operation, "rolled-back", text);
+            }
+            Verdict::Commit => {
+                let opened = self.forward(restoring, reached).await?;
+                journalled::ended(&journal, None, self.printer).await;
+                report(COMMAND, restoring.plan, &opened, self.printer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has what an agent still has of the restore taken up again; `None`: it has nothing.
+    async fn taken_up(
+        &self,
+        restoring: &Restoring<'_>,
+        node: &Reached<'_>,
+        part: &Part,
+    ) -> Result<Option<Operation>> {
+        let (live, printer) = (self.live, self.printer);
+        let (becomes, id) = (part.planned.becomes, part.planned.operation);
+        let never = CancellationToken::new();
+        // What was seen before the question may be old.
+        let restores = part.agent.restores(&never).await?;
+        let unfinished = restores
+            .unfinished
+            .into_iter()
+            .find(|it| it.operation == id);
+        match unfinished {
+            Some(UnfinishedRestore {
+                running: false,
+                spec,
+                ..
+            }) => {
+                let request = restoring.request(part, *spec).await?;
+                Operation::start(&part.agent, becomes, &request, live, printer, &never)
+                    .await
+                    .map(Some)
+            }
+            Some(_) => Ok(Some(Operation::find(
+                &part.agent,
+                becomes,
+                id,
+                live,
+                printer,
+            ))),
+            None => Ok(node
+                .status()
+                .map(|_| Operation::find(&part.agent, becomes, id, live, printer))),
+        }
+    }
+
+    async fn back(&self, restoring: &Restoring<'_>, reached: &[Reached<'_>]) -> Result<()> {
+        let begun = reached.iter().map(|node| async move {
+            let part = part(node)?;
+            self.taken_up(restoring, node, &part).await?;
+            Ok::<_, Failure>(part)
+        });
+        let (mut parts, mut failures) = (Vec::new(), Vec::new());
+        for outcome in join_all(begun).await {
+            match outcome {
+                Ok(part) => parts.push(part),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        self.live.cancel_all(self.printer).await;
+        let never = CancellationToken::new();
+        for part in parts {
+            let here = part.agent.restores(&never).await?;
+            let operation = part.planned.operation;
+            if here.unfinished.iter().any(|it| it.operation == operation) {
+                let message = "the agent has not gone back yet; its log says why";
+                failures.push(Failure::new(ErrorKind::Conflict, message).on(part.agent.name()));
+            }
+        }
+        restoring.none_of(failures, "the other nodes are as they were before")
+    }
+
+    async fn forward(
+        &self,
+        restoring: &Restoring<'_>,
+        reached: &[Reached<'_>],
+    ) -> Result<Vec<crate::restoring::Opened>> {
+        let journal = restoring.catalog.operation(restoring.operation).await?;
+        let promoted: Vec<_> = journal.promoted().map(|node| node.node_id).collect();
+        let promoted = &promoted;
+        let members = reached.iter().map(|node| async move {
+            let is_promoted = promoted.contains(&node.planned.node_id);
+            let taken_up = async {
+                let part = part(node)?;
+                let member = match self.taken_up(restoring, node, &part).await? {
+                    Some(operation) => Member::Working(operation),
+                    None if is_promoted => Member::Done,
+                    None => return Err(lost(&part)),
+                };
+                Ok((part, member))
+            };
+            taken_up.await.map_err(|failure| (failure, is_promoted))
+        });
+        let (mut nodes, mut away) = (Vec::new(), Vec::new());
+        for member in join_all(members).await {
+            match member {
+                Ok(node) => nodes.push(node),
+                Err(failure) => away.push(failure),
+            }
+        }
+        restoring.forward(nodes, away).await
+    }
+}
+
+/// The part of a node whose agent is there.
+fn part(node: &Reached<'_>) -> Result<Part> {
+    let found = node.found.as_ref().map_err(Clone::clone)?;
+    Ok(Part {
+        planned: node.planned.clone(),
+        agent: Arc::clone(&found.host.agent),
+        lend: !found.host.facts.has_credentials,
+    })
+}
+
+fn lost(part: &Part) -> Failure {
+    let planned = &part.planned;
+    let message = format!(
+        "the agent has nothing of node {} any more, and it was not promoted: what was made in `{}` is gone",
+        planned.becomes, planned.target
+    );
+    Failure::new(ErrorKind::NotFound, message).on(part.agent.name())
+}
+
+/// Where a node stands, in a person's words.
+fn state(node: &Reached<'_>) -> String {
+    let found = match &node.found {
+        Ok(found) => found,
+        Err(failure) => return format!("its agent is away: {}", failure.message),
+    };
+    let name = found.host.agent.name();
+    if let Some(status) = node.status().filter(|status| !status.phase.is_end()) {
+        return format!("agent {name}: {}", status.phase);
+    }
+    let it = node.planned.operation;
+    let unfinished = found
+        .restores
+        .unfinished
+        .iter()
+        .find(|left| left.operation == it);
+    match (unfinished, node.status()) {
+        (Some(left), _) => format!("agent {name}: interrupted while {}", words(left)),
+        (None, Some(status)) => format!("agent {name}: {}", status.phase),
+        (None, None) => format!("agent {name}: has nothing of it"),
+    }
+}
+
+fn words(left: &UnfinishedRestore) -> &'static str {
+    use agent_api::RestoreState as S;
+    match left.state {
+        S::Making => "its copy was made",
+        S::Proved => "its copy was proved",
+        S::Promoted => "its copy was promoted beside the target",
+        S::Switching => "it was put in its place",
+        S::InPlace => "it stood in its place, closed",
+    }
+}
