@@ -42,8 +42,7 @@ async fn scene() -> (Scene, Backup, PathBuf) {
         database
             .execute(&format!("CREATE TABLESPACE new_space LOCATION '{place}'"))
             .await;
-        let sql =
-            "CREATE TABLE s TABLESPACE new_space AS SELECT g AS id FROM generate_series(1, 1000) g";
+        let sql = "CREATE TABLE s WITH (autovacuum_enabled = off) TABLESPACE new_space AS SELECT g AS id FROM generate_series(1, 1000) g";
         database.execute(sql).await;
         held.release();
     };
@@ -51,7 +50,10 @@ async fn scene() -> (Scene, Backup, PathBuf) {
     let database = scene.database(0);
     let sql = "INSERT INTO s SELECT g FROM generate_series(1001, 9000) g";
     database.execute(sql).await;
-    database.execute("CHECKPOINT").await;
+    // The database itself must have no reason left to touch these files: no flags or hints to set.
+    for sql in ["VACUUM (FREEZE) s", "CHECKPOINT"] {
+        database.execute(sql).await;
+    }
     (scene, backup, space)
 }
 
@@ -63,7 +65,7 @@ async fn sum(scene: &Scene) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_would_write_into_a_live_tablespace_is_refused() {
     let (scene, backup, space) = scene().await;
-    let (rows, sums, content) = (scene.rows(0).await, sum(&scene).await, files(&space));
+    let (sums, content) = (sum(&scene).await, files(&space));
     assert!(
         content
             .iter()
@@ -110,7 +112,11 @@ async fn stopped_early_it_goes_back_on_ctrl_c_and_forward_when_decided() {
     let run = running.end().await;
     assert_eq!(run.code, 130, "{run:?}");
     assert_eq!(scene.rows(0).await, rows, "it runs again: {run:?}");
-    assert_eq!((sum(&scene).await, files(&space)), (sums, content));
+    assert_eq!(sum(&scene).await, sums);
+    assert!(
+        files(&space) == content,
+        "the live files are not byte for byte as they were"
+    );
     scene.assert_nothing_left(0);
 
     let _ = scene.restored(&backup, &["--stop-early"]).good();
