@@ -264,7 +264,7 @@ impl Restore {
         sweep::switch(workspace, &self.cx.config).await?;
         if let Some(old) = &workspace.journal.old {
             self.cx.report.warning(format!(
-                "what was in {} is kept in {} until it is discarded: gs_pitr restore --discard-old, restore {}",
+                "what was in {} is kept in {} until it is discarded: gs_pitr operations discard {}",
                 workspace.places.target.display(),
                 old.display(),
                 self.spec.restore

@@ -290,7 +290,7 @@ impl Restore {
             self.plan.target.display()
         );
         Err(ApiError::new(ErrorKind::Target, message).next(
-            "allow it to be stopped early, or choose a backup that was made after that tablespace",
+            "allow it to be stopped early (gs_pitr restore --stop-early), or choose a backup that was made after that tablespace",
         ))
     }
 
