@@ -68,7 +68,7 @@ pub(crate) struct Part {
 #[derive(Debug)]
 pub(crate) enum Member {
     /// Its agent works on it.
-    Working(Operation),
+    Working(Box<Operation>),
     /// It is promoted, and its agent has nothing left to do.
     Done,
 }
@@ -125,7 +125,7 @@ impl Restoring<'_> {
         let parts: Vec<_> = parts.into_iter().map(|(part, _)| part).collect();
         match self.decided(Verdict::Commit, None).await? {
             Verdict::Commit => {
-                let working = operations.into_iter().map(Member::Working);
+                let working = operations.into_iter().map(Box::new).map(Member::Working);
                 self.forward(parts.into_iter().zip(working).collect(), Vec::new())
                     .await
             }

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    lines: mpsc::UnboundedReceiver<String>,
+    lines: mpsc::Receiver<String>,
     said: String,
 }
 
@@ -29,11 +29,11 @@ impl Running {
     pub fn start(mut command: Command) -> Self {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().expect("gs_pitr");
-        let (sender, lines) = mpsc::unbounded_channel();
+        let (sender, lines) = mpsc::channel(10_000);
         let stdout = BufReader::new(child.stdout.take().expect("its output"));
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+                if sender.blocking_send(line).is_err() {
                     return;
                 }
             }

@@ -52,7 +52,7 @@ async fn an_agent_that_dies_before_the_decision_takes_all_nodes_back() {
     // The dead agent's copy goes when somebody ends the restore.
     scene.fleet.restart_agent(1);
     let next = error["next"].as_str().unwrap().to_owned();
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     assert_eq!(
         next,
         format!("gs_pitr operations resume {operation}"),
@@ -128,7 +128,7 @@ async fn agents_without_a_client_go_back_by_themselves() {
     }
     scene.assert_decided(Verdict::Rollback).await;
     assert_eq!(scene.all_rows().await, before);
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     let resumed = scene.resumed_elsewhere(operation, &[]).await.good();
     assert_eq!(resumed.result()["outcome"], "rolled-back");
     assert_eq!(scene.all_rows().await, before);
@@ -145,7 +145,7 @@ async fn a_restore_that_died_undecided_is_taken_back_by_a_resume() {
         .until("fetching", &[scene.agent(0), scene.agent(1)])
         .await;
     running.kill();
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     let resumed = scene.resumed_elsewhere(operation, &[]).await.good();
     assert_eq!(resumed.result()["outcome"], "rolled-back");
     scene.assert_decided(Verdict::Rollback).await;

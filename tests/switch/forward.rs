@@ -42,7 +42,7 @@ async fn a_decided_restore_is_resumed_from_another_home() {
     let scene = Scene::new(2, &[]).await;
     let backup = scene.backed_up().await;
     killed_after_the_decision(&scene, &backup).await;
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     let nodes = scene.nodes();
     // Nothing else is begun on these nodes until it is through.
     let refused = scene
@@ -74,7 +74,7 @@ async fn a_decided_restore_is_resumed_although_an_agent_was_killed_too() {
     let mut scene = Scene::new(2, &[]).await;
     let backup = scene.backed_up().await;
     killed_after_the_decision(&scene, &backup).await;
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     scene.fleet.hosts[1].agent.kill();
     let away = scene.resumed_elsewhere(operation, &[]).await;
     let error = away.result()["error"].clone();
@@ -119,7 +119,7 @@ async fn agents_without_a_client_go_forward_by_themselves() {
     scene.assert_at_the_point(&[0, 1]).await;
     assert!(promoted(), "{:?}", scene.operations());
     // What only an operator does is left: the epochs, and the end of the journal.
-    let operation = scene.operation().await;
+    let operation = scene.operation();
     let _ = scene.resumed_elsewhere(operation, &[]).await.good();
     assert_all_new(&scene, &backup).await;
 }

@@ -154,7 +154,7 @@ impl Scene {
     }
 
     /// The only restore there is.
-    pub(crate) async fn operation(&self) -> Uuid {
+    pub(crate) fn operation(&self) -> Uuid {
         let all = self.operations();
         let mut restores = all.iter().filter(|it| it["kind"] == "restore");
         let id = restores.next().expect("a restore")["operation"].as_str();
@@ -164,7 +164,7 @@ impl Scene {
 
     /// What is decided about the only restore.
     pub(crate) async fn decision(&self) -> Option<Decision> {
-        let operation = self.operation().await;
+        let operation = self.operation();
         self.catalog()
             .await
             .decision(operation)

@@ -32,6 +32,7 @@ pub(crate) use report::report;
 
 /// `gs_pitr restore`
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct RestoreArgs {
     /// The backup's id, or the beginning of one that is unique
     #[arg(long)]
@@ -122,7 +123,8 @@ pub(crate) async fn run(args: &RestoreArgs, settings: &Settings, printer: &Print
         cancel: cancel.clone(),
         operation: Uuid::now_v7(),
     };
-    signals::guarded(job.operation, settings, printer, &live, &cancel, job.run()).await
+    let work = Box::pin(job.run());
+    signals::guarded(job.operation, settings, printer, &live, &cancel, work).await
 }
 
 fn check_target(target: &Path) -> Result<()> {

@@ -81,15 +81,12 @@ async fn ended(args: &DiscardArgs, settings: &Settings) -> Result<(Uuid, Restore
         let message = format!("operation {id} is no restore, or never began");
         return Err(Failure::usage(message).next("gs_pitr operations"));
     };
-    match journal.ended() {
-        Some(_) => Ok((id, plan.clone())),
-        None => {
-            let message = format!(
-                "the restore {id} has not ended, so what was there before is still its way back"
-            );
-            Err(Failure::new(ErrorKind::Conflict, message).next(resume(id)))
-        }
+    if journal.ended().is_some() {
+        return Ok((id, plan.clone()));
     }
+    let message =
+        format!("the restore {id} has not ended, so what was there before is still its way back");
+    Err(Failure::new(ErrorKind::Conflict, message).next(resume(id)))
 }
 
 /// What each agent keeps, and the failures of those that are away.

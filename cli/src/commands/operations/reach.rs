@@ -85,18 +85,13 @@ fn find(plan: &RestorePlan, text: &str) -> Result<usize> {
         ids.iter().any(|id| id.starts_with(&lower))
     };
     let mut found = (0..plan.nodes.len()).filter(|place| is(&plan.nodes[*place]));
-    match (found.next(), found.next()) {
-        (Some(place), None) => Ok(place),
-        _ => {
-            let ids: Vec<_> = plan
-                .nodes
-                .iter()
-                .map(|node| node.becomes.to_string())
-                .collect();
-            let message = format!("`--map`: `{text}` is not one of {}", ids.join(", "));
-            Err(Failure::usage(message))
-        }
+    if let (Some(place), None) = (found.next(), found.next()) {
+        return Ok(place);
     }
+    let ids = plan.nodes.iter().map(|node| node.becomes.to_string());
+    let ids: Vec<_> = ids.collect();
+    let message = format!("`--map`: `{text}` is not one of {}", ids.join(", "));
+    Err(Failure::usage(message))
 }
 
 async fn ask(agent: &Arc<Agent>, cancel: &CancellationToken) -> Result<Found> {
@@ -153,15 +148,14 @@ fn still_there(all: &[Asked<'_>], planned: &PlannedNode) -> Result<Arc<Found>> {
     if let (Some(found), None) = (same.next(), same.next()) {
         return Ok(Arc::clone(found));
     }
-    let failure = match there {
-        Some((_, Err(failure))) => failure.clone(),
-        _ => {
-            let message = format!(
-                "the agent of node {} is not found: it was at {} on {}",
-                planned.becomes, planned.agent, planned.host
-            );
-            Failure::new(ErrorKind::AgentUnreachable, message)
-        }
+    let failure = if let Some((_, Err(failure))) = there {
+        failure.clone()
+    } else {
+        let message = format!(
+            "the agent of node {} is not found: it was at {} on {}",
+            planned.becomes, planned.agent, planned.host
+        );
+        Failure::new(ErrorKind::AgentUnreachable, message)
     };
     let next = format!(
         "start that agent; if it listens elsewhere now: `--map {}=HOST:PORT`",

@@ -317,7 +317,7 @@ impl Job<'_> {
             let taken_up = async {
                 let part = part(node)?;
                 let member = match self.taken_up(restoring, node, &part).await? {
-                    Some(operation) => Member::Working(operation),
+                    Some(operation) => Member::Working(Box::new(operation)),
                     None if is_promoted => Member::Done,
                     None => return Err(lost(&part)),
                 };

@@ -236,7 +236,6 @@ impl Planner<'_> {
             self.check_owner(&node, &host, &there).await?;
         }
         Ok(Step {
-            port,
             node,
             point,
             becomes,
@@ -244,6 +243,7 @@ impl Planner<'_> {
             target,
             there,
             place,
+            port,
         })
     }
 }
