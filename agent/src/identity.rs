@@ -38,16 +38,9 @@ pub async fn check(
     let (node, open) = tokio::select! {
         biased;
         () = cx.cancel.cancelled() => return Err(ApiError::new(ErrorKind::Cancelled, "cancelled")),
-        registered = tokio::time::timeout(READ, registered) => match registered {
-            Ok(registered) => registered.map_err(errors::catalog)?,
-            Err(_) => {
-                let message = format!(
-                    "the node's epochs could not be read within {} s; nothing was written",
-                    READ.as_secs()
-                );
-                return Err(ApiError::new(ErrorKind::Timeout, message));
-            }
-        },
+        registered = tokio::time::timeout(READ, registered) => {
+            registered.map_err(|_| late())?.map_err(errors::catalog)?
+        }
     };
     if node.system_identifier != facts.system_identifier {
         return Err(another(
@@ -65,6 +58,14 @@ pub async fn check(
         ));
     };
     same_place(&open, spec, &machine_id(), &facts.data_directory)
+}
+
+fn late() -> ApiError {
+    let message = format!(
+        "the node's epochs could not be read within {} s; nothing was written",
+        READ.as_secs()
+    );
+    ApiError::new(ErrorKind::Timeout, message)
 }
 
 fn same_place(

@@ -151,7 +151,7 @@ impl Process {
             })
         };
         let first = self.argv.first().map(base)?;
-        let named = |name: &str| programs.iter().any(|program| *program == name);
+        let named = |name: &str| programs.contains(&name);
         if named(&first) {
             return self.argv.first().map(String::as_str);
         }

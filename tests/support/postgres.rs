@@ -170,6 +170,7 @@ impl Cluster {
     ///
     /// # Panics
     /// If it runs, has its configuration outside, or cannot be copied.
+    #[must_use]
     pub fn copied_to(&self, root: &Path) -> Self {
         assert!(self.pid().is_none() && !self.options.config_outside);
         let copy = Self {

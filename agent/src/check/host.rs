@@ -1,5 +1,6 @@
 //! The host: room on its disks, programs, directories, what manages the database.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +86,7 @@ pub(super) fn readable(pgdata: &Path, tablespaces: &[PathBuf]) -> Finding {
     let user = facts::os_user();
     let mut message = format!("`{}` can be read by `{user}`", pgdata.display());
     if !tablespaces.is_empty() {
-        message.push_str(&format!(", and {} tablespaces", tablespaces.len()));
+        let _ = write!(message, ", and {} tablespaces", tablespaces.len());
     }
     Finding::fine(name, message)
 }
