@@ -16,6 +16,8 @@
 mod backup;
 #[path = "kill_table/removal.rs"]
 mod removal;
+#[path = "kill_table/restore.rs"]
+mod restore;
 #[path = "kill_table/running.rs"]
 mod running;
 #[path = "kill_table/table.rs"]

@@ -58,7 +58,7 @@ impl Cleanup {
     async fn look(&self, config: &Config, told: &mut bool) -> bool {
         let swept = tokio::time::timeout(LOOK, direct::sweep(config)).await;
         let why = match swept {
-            Ok(Ok(swept)) => match self.note(swept) {
+            Ok(Ok(swept)) => match self.note(&swept) {
                 None => return true,
                 Some(in_use) => in_use,
             },
@@ -75,7 +75,7 @@ impl Cleanup {
     }
 
     /// Notes what was dropped; says what is still in use.
-    fn note(&self, swept: Swept) -> Option<String> {
+    fn note(&self, swept: &Swept) -> Option<String> {
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
         untold.extend(swept.dropped.iter().map(|slot| dropped(slot)));
         let in_use = swept.in_use.join(", ");
@@ -94,7 +94,7 @@ mod tests {
             dropped: vec!["gs_pitr_01234567".to_owned()],
             in_use: Vec::new(),
         };
-        assert_eq!(cleanup.note(swept), None);
+        assert_eq!(cleanup.note(&swept), None);
         let shared = cleanup.clone();
         let told = shared.take();
         assert!(
@@ -106,7 +106,7 @@ mod tests {
             dropped: Vec::new(),
             in_use: vec!["gs_pitr_89abcdef".to_owned()],
         };
-        assert!(cleanup.note(busy).unwrap().contains("gs_pitr_89abcdef"));
+        assert!(cleanup.note(&busy).unwrap().contains("gs_pitr_89abcdef"));
         assert!(cleanup.take().is_empty());
     }
 }

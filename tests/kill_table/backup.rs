@@ -118,7 +118,7 @@ fn hold(world: &World, step: At) -> Hold {
             })
         }
         At::Shipping => server.hold(put, before, move |key| {
-            key.contains("/wal/") && key.contains(&first) && key.ends_with(".zst")
+            key.contains("/wal/") && key.contains(&first) && !key.contains(".json")
         }),
         At::Shipped => server.hold(put, before, |key| key.contains("/points/")),
         At::Point => server.hold(put, before, |key| key.ends_with("/manifest.json")),
@@ -215,9 +215,9 @@ async fn effect(world: &World, step: At, id: &str, running: &mut Running) -> Str
 }
 
 async fn play(world: &mut World, row: Row<At>) -> Shown {
-    let hold = hold(world, row.step);
+    let gate = hold(world, row.step);
     let mut running = world.start_backup();
-    let held = hold.reached().await;
+    let held = gate.reached().await;
     let started = running.until(|event| event["event"] == "started").await;
     let id = started["backup_id"].as_str().unwrap().to_owned();
     let before = effect(world, row.step, &id, &mut running).await;
@@ -226,22 +226,22 @@ async fn play(world: &mut World, row: Row<At>) -> Shown {
     let ended = match row.victim {
         Victim::Cli => {
             running.kill();
-            hold.cut();
+            gate.cut();
             None
         }
         Victim::Agent => {
             world.fleet.hosts[0].agent.kill();
-            hold.cut();
+            gate.cut();
             Some(running)
         }
         Victim::Database => {
-            world.kill_database();
-            hold.release();
+            world.kill_database().await;
+            gate.release();
             Some(running)
         }
         Victim::Store => {
             world.server().set_down(true);
-            hold.cut();
+            gate.cut();
             world.kill_store().await;
             world.revive(Victim::Store);
             Some(running)
@@ -296,6 +296,8 @@ async fn run(name: &str, rows: &[Row<At>]) {
         shown.push((row.name(), outcome, begun.elapsed().as_secs_f64()));
         println!("{row}: {}", shown.last().unwrap().1.after);
     }
+    world.prefix = "clusters/one".into();
+    world.assert_restores().await;
     table::print(&shown);
 }
 

@@ -104,7 +104,7 @@ pub(crate) fn names() -> Vec<String> {
 /// Objects of a backup but for its manifest and its tombstone.
 fn objects(world: &World, id: &str) -> Vec<String> {
     let mut keys = world.keys(&["backups/", id]);
-    keys.retain(|key| !key.ends_with(".json"));
+    keys.retain(|key| !key.contains(".json"));
     keys
 }
 
@@ -123,16 +123,16 @@ fn lease(world: &World) -> String {
 }
 
 /// Kills at the hold, and says how the command ended.
-async fn kill(world: &mut World, victim: Victim, running: Running, hold: Hold) -> String {
+async fn kill(world: &mut World, victim: Victim, running: Running, gate: Hold) -> String {
     match victim {
         Victim::Cli => {
             running.kill();
-            hold.cut();
+            gate.cut();
             "killed".to_owned()
         }
         Victim::Store => {
             world.server().set_down(true);
-            hold.cut();
+            gate.cut();
             world.kill_store().await;
             world.revive(victim);
             let run = running.end().await;
@@ -172,10 +172,10 @@ async fn play_delete(world: &mut World, row: Row<Delete>) -> Shown {
     let (id, point) = (of("id"), of("point"));
     let logged = world.keys(&["log/"]).len();
     let copies = objects(world, &id);
-    let hold = hold_delete(world, row.step, &id);
+    let gate = hold_delete(world, row.step, &id);
     let args = ["delete", "--id", &id, "--yes"];
     let running = world.start(&words(&args, &PATIENCE));
-    let held = hold.reached().await;
+    let held = gate.reached().await;
     let buried = has(world, &id, "/deleted.json");
     let before = match row.step {
         Delete::Lease => {
@@ -205,7 +205,7 @@ async fn play_delete(world: &mut World, row: Row<Delete>) -> Shown {
         }
     };
     println!("{row}: held at {held}; there is {before}");
-    let how = kill(world, row.victim, running, hold).await;
+    let how = kill(world, row.victim, running, gate).await;
     let complete = world.listed("complete");
     assert_eq!(!complete.contains(&id), row.stands, "{row}: {complete:?}");
     // As an operator would: the same again, which finds the backup or does not.
@@ -289,10 +289,10 @@ async fn play_prune(world: &mut World, row: Row<Prune>) -> Shown {
     let dead = dead_backup(world, row.step != Prune::Fence).await;
     let oldest = world.listed("complete").into_iter().next().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
-    let hold = hold_prune(world, row.step, &dead);
+    let gate = hold_prune(world, row.step, &dead);
     let args = ["prune", "--yes", "--grace", "1s", "--keep-full", "1"];
     let running = world.start(&words(&args, &PATIENCE));
-    let held = hold.reached().await;
+    let held = gate.reached().await;
     let (fenced, buried) = (
         has(world, &dead, "/manifest.json"),
         has(world, &oldest, "/deleted.json"),
@@ -328,7 +328,7 @@ async fn play_prune(world: &mut World, row: Row<Prune>) -> Shown {
         }
     };
     println!("{row}: held at {held}; there is {before}");
-    let how = kill(world, row.victim, running, hold).await;
+    let how = kill(world, row.victim, running, gate).await;
     let complete = world.listed("complete");
     assert_eq!(
         !complete.contains(&oldest),
@@ -359,6 +359,7 @@ async fn delete_rows() {
         let outcome = play_delete(&mut world, row).await;
         shown.push((row.name(), outcome, begun.elapsed().as_secs_f64()));
     }
+    world.assert_restores().await;
     table::print(&shown);
 }
 
@@ -375,5 +376,6 @@ async fn prune_rows() {
         let outcome = play_prune(&mut world, row).await;
         shown.push((row.name(), outcome, begun.elapsed().as_secs_f64()));
     }
+    world.assert_restores().await;
     table::print(&shown);
 }

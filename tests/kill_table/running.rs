@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// The command under way.
 pub(crate) struct Running {
     child: Child,
-    lines: mpsc::UnboundedReceiver<String>,
+    lines: mpsc::Receiver<String>,
     said: String,
 }
 
@@ -28,11 +28,11 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("gs_pitr");
-        let (sender, lines) = mpsc::unbounded_channel();
+        let (sender, lines) = mpsc::channel(10_000);
         let stdout = BufReader::new(child.stdout.take().expect("its output"));
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+                if sender.blocking_send(line).is_err() {
                     return;
                 }
             }

@@ -27,7 +27,7 @@ pub(crate) const PATIENCE: [&str; 4] = ["--agent-timeout", "2", "--lease-ttl", "
 const STORE_AWAY: Duration = Duration::from_secs(1);
 /// How long what is cleaned up by itself may take, and until when a command that is refused for another's
 /// sake is repeated.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 
 /// Everything a row needs.
 pub(crate) struct World {
@@ -213,7 +213,7 @@ impl World {
     }
 
     /// Kills the first node's database: SIGKILL to the postmaster, whose children notice.
-    pub(crate) fn kill_database(&self) {
+    pub(crate) async fn kill_database(&self) {
         let database = self.fleet.hosts[0].cluster.as_ref().unwrap();
         let pid = database.pid().expect("it runs");
         let children = children(pid);
@@ -228,7 +228,7 @@ impl World {
             .any(|child| Path::new("/proc").join(child).exists())
         {
             assert!(Instant::now() < until, "its processes do not end");
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         database.start();
     }
@@ -328,6 +328,29 @@ impl World {
         config.prefix.clone_from(&self.prefix);
         let store = pipeline::store::s3::S3Store::new(config).unwrap();
         Catalog::open(std::sync::Arc::new(store)).await.unwrap()
+    }
+
+    /// The newest backup that is listed does restore: over both databases.
+    pub(crate) async fn assert_restores(&self) {
+        let newest = self.listed("complete").pop_last().expect("a backup");
+        let nodes = self.addresses();
+        let args = [
+            "restore",
+            "--id",
+            &newest,
+            "--nodes",
+            &nodes,
+            "--yes",
+            "--discard-old",
+        ];
+        let restored = self.again(&args).await;
+        assert_eq!(restored["backup_id"], newest.as_str(), "{restored}");
+        for host in [0, 1] {
+            let timeline = "SELECT timeline_id::text FROM pg_control_checkpoint()";
+            assert_ne!(self.ask(host, timeline).await, "1", "it is not restored");
+            self.ask(host, "SELECT count(*) FROM alive").await;
+        }
+        self.assert_clean().await;
     }
 
     /// Every listed backup has every object that its manifest and point name, with the bytes they should have.
