@@ -302,7 +302,7 @@ async fn an_agent_that_does_not_answer_keeps_nobody() {
     let took = begun.elapsed();
     kill_process(pid, Signal::CONT).expect("it goes on");
     assert_eq!(run.code, 5, "{run:?}");
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
     let all = findings(&run);
     for silent in [&closed, &frozen.address] {
         let line = only(&all, Some(silent), "agent");

@@ -64,15 +64,13 @@ impl ObjectStore for Store {
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {
         let put = self.inner.put_if_absent(key, body.clone()).await;
-        if matches!(put, Err(StoreError::AlreadyExists(_))) {
-            if self.is(Breach::Overwrites) || self.is(Breach::OverwritesInSilence) {
-                self.inner.delete(std::slice::from_ref(key)).await?;
-                let again = self.inner.put_if_absent(key, body).await;
-                return if self.is(Breach::Overwrites) {
-                    again
-                } else {
-                    put
-                };
+        if matches!(put, Err(StoreError::AlreadyExists(_)))
+            && (self.is(Breach::Overwrites) || self.is(Breach::OverwritesInSilence))
+        {
+            self.inner.delete(std::slice::from_ref(key)).await?;
+            let again = self.inner.put_if_absent(key, body).await;
+            if self.is(Breach::Overwrites) {
+                return again;
             }
         }
         put

@@ -16,6 +16,10 @@ const PART: usize = 5 << 20;
 const WRITERS: usize = 8;
 
 /// How far to go with a store.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one store's own way, and none implies another"
+)]
 pub(crate) struct Caps {
     /// Rounds of the race to put an object.
     put_rounds: usize,
