@@ -129,3 +129,44 @@ async fn agents_without_a_client_go_forward_by_themselves() {
     let _ = scene.resumed_elsewhere(operation, &[]).await.good();
     assert_all_new(&scene, &backup).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_lost_for_good_does_not_keep_the_others_closed() {
+    let mut scene = Scene::new(2, &[]).await;
+    let backup = scene.backed_up().await;
+    killed_after_the_decision(&scene, &backup).await;
+    let operation = scene.operation();
+    let lost = backup.nodes[1].clone();
+    scene.fleet.hosts[1].agent.kill();
+    let all = ["--without", &backup.nodes[0], "--without", &lost];
+    let refused = scene.resumed_elsewhere(operation, &all).await;
+    assert_eq!(refused.result()["error"]["kind"], "usage", "{refused:?}");
+
+    let without = ["--without", &lost[..8]];
+    let resumed = scene.resumed_elsewhere(operation, &without).await.good();
+    assert!(resumed.stdout.contains(&lost), "{resumed:?}");
+    scene.assert_at_the_point(&[0]).await;
+    let epochs = async |number: usize| {
+        let node = backup.nodes[number].parse().unwrap();
+        scene.catalog().await.epochs(node).await.unwrap().len()
+    };
+    assert_eq!((epochs(0).await, epochs(1).await), (2, 1));
+    let again = scene.resumed_elsewhere(operation, &[]).await.good();
+    assert_eq!(again.result()["outcome"], "ended");
+
+    // It turns up again, with what it had of the restore, and is brought to the same point alone.
+    let host = &scene.fleet.hosts[1];
+    let agent = scene
+        .fleet
+        .start_agent(&host.name, &host.root, host.cluster.as_ref(), &[]);
+    scene.fleet.hosts[1].agent = agent;
+    assert_eq!(beside(&scene.data(1), "restore").len(), 1);
+    let nodes = scene.agent(1).to_owned();
+    let args = [
+        "restore", "--id", &backup.id, "--node", &lost, "--nodes", &nodes,
+    ];
+    let mut alone = scene.fleet.command(&args);
+    alone.args(["--yes", "--output", "json", "--lease-ttl", "5"]);
+    let _ = support::fleet::wait(alone, std::time::Duration::from_mins(3)).good();
+    scene.assert_at_the_point(&[0, 1]).await;
+}

@@ -91,7 +91,7 @@ impl Judge {
         let mut patience = Patience::default();
         loop {
             let written = async {
-                let known = self.promoted_nodes().await?;
+                let (known, _) = self.promoted_nodes().await?;
                 if known.contains(&node.node_id) {
                     return Ok(());
                 }
@@ -108,7 +108,8 @@ impl Judge {
         }
     }
 
-    /// Waits until the client is gone and all nodes of the restore are promoted.
+    /// Waits until the client is gone and all nodes of the restore are promoted, or given up by an operator. One
+    /// that is given up itself waits for ever: the others may have gone on without it.
     pub(super) async fn all_promoted_alone(&self, spec: &RestoreSpec) {
         let mut patience = Patience::default();
         loop {
@@ -117,7 +118,18 @@ impl Judge {
                 continue;
             }
             match self.promoted_nodes().await {
-                Ok(known) if spec.nodes.iter().all(|node| known.contains(node)) => {
+                Ok((_, given_up)) if given_up.contains(&spec.node.node_id) => {
+                    self.report.warning(
+                        "this node's operator has given it up, and the others were opened without it: it stays closed",
+                    );
+                    return std::future::pending().await;
+                }
+                Ok((promoted, given_up))
+                    if spec
+                        .nodes
+                        .iter()
+                        .all(|node| promoted.contains(node) || given_up.contains(node)) =>
+                {
                     self.report.warning(
                         "the client is silent, and all nodes of the restore are promoted: going on without it",
                     );
@@ -133,13 +145,23 @@ impl Judge {
         }
     }
 
-    async fn promoted_nodes(&self) -> Result<Vec<Uuid>, ApiError> {
+    /// Whether an operator has given `node` up.
+    pub(super) async fn gave_up(&self, node: Uuid) -> Result<bool, ApiError> {
+        Ok(self.promoted_nodes().await?.1.contains(&node))
+    }
+
+    /// The nodes that are promoted, and those that are given up.
+    async fn promoted_nodes(&self) -> Result<(Vec<Uuid>, Vec<Uuid>), ApiError> {
         let records = bounded(journal::records(&*self.store, self.restore)).await?;
-        let nodes = records.into_iter().filter_map(|record| match record.event {
-            OperationEvent::NodePromoted(node) => Some(node.node_id),
-            _ => None,
-        });
-        Ok(nodes.collect())
+        let (mut promoted, mut given_up) = (Vec::new(), Vec::new());
+        for record in records {
+            match record.event {
+                OperationEvent::NodePromoted(node) => promoted.push(node.node_id),
+                OperationEvent::NodeGivenUp { node_id } => given_up.push(node_id),
+                _ => {}
+            }
+        }
+        Ok((promoted, given_up))
     }
 }
 

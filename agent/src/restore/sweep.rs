@@ -40,13 +40,21 @@ pub(super) async fn predecessor(
     spec: &RestoreSpec,
     config: &Config,
 ) -> Result<(), ApiError> {
-    let dead = found.spec.restore;
+    let (dead, node) = (found.spec.restore, found.spec.node.node_id);
     let mut workspace = found.take().await.map_err(|error| of_workspace(&error))?;
     let journal = &workspace.journal;
     let resume = format!("gs_pitr operations resume {dead}");
     let conflict = |what: String| ApiError::new(ErrorKind::Conflict, what);
+    let same_store = journal.store == judge.store.describe();
+    let other = Judge {
+        catalog: judge.catalog.clone(),
+        store: std::sync::Arc::clone(&judge.store),
+        report: judge.report.clone(),
+        restore: dead,
+        ..*judge
+    };
     if journal.stage > Stage::Making && journal.decision.is_none() {
-        if journal.store != judge.store.describe() {
+        if !same_store {
             let message = format!(
                 "restore {dead} to the same target from {} has not come to its end",
                 journal.store
@@ -54,19 +62,16 @@ pub(super) async fn predecessor(
             return Err(conflict(message).next(resume));
         }
         let reason = "another restore to the same target was begun";
-        let other = Judge {
-            catalog: judge.catalog.clone(),
-            store: std::sync::Arc::clone(&judge.store),
-            report: judge.report.clone(),
-            restore: dead,
-            ..*judge
-        };
         let decision = other.roll_back(reason).await?;
         workspace
             .note(|journal| journal.decision = Some(decision.verdict))
             .map_err(|error| of_workspace(&error))?;
     }
     if !workspace.is_committed() {
+        return go_back(workspace, config).await;
+    }
+    // The others were opened without this node; what it has is one restore too old.
+    if workspace.journal.stage < Stage::Out && same_store && other.gave_up(node).await? {
         return go_back(workspace, config).await;
     }
     if workspace.journal.stage == Stage::InPlace && spec.place != Place::Fresh {

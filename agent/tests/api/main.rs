@@ -324,7 +324,8 @@ async fn a_target_outside_the_allowed_roots_is_refused_before_anything_is_begun(
         "repository": {"bucket": "b", "prefix": ""},
         "spec": {
             "kind": "restore", "backup_id": "20261121T040233Z-F-9f3c1a2b", "node": node,
-            "point": point, "target": target, "jobs": 1
+            "point": point, "restore": Uuid::now_v7(), "nodes": [Uuid::nil()], "target": target,
+            "place": {"place": "fresh"}, "start": true, "stop_early": false, "jobs": 1
         }
     });
     let request: StartOperation = serde_json::from_value(json).unwrap();

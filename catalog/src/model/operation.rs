@@ -51,6 +51,11 @@ pub enum OperationEvent {
     RestorePlanned(RestorePlan),
     /// A node of a restore is promoted and stands in its place; it is opened when all are.
     NodePromoted(PromotedNode),
+    /// A node of a restore is lost for good: its operator has said so, and the others are opened without it.
+    NodeGivenUp {
+        /// The node of the backup.
+        node_id: Uuid,
+    },
     /// It ended; `error` says why if it failed.
     Ended {
         /// The error's words.

@@ -79,6 +79,14 @@ impl JournalledOperation {
         })
     }
 
+    /// The nodes that its operator has given up.
+    pub fn given_up(&self) -> impl Iterator<Item = Uuid> {
+        self.events().filter_map(|event| match event {
+            OperationEvent::NodeGivenUp { node_id } => Some(*node_id),
+            _ => None,
+        })
+    }
+
     /// How it has ended: well, or why not. `None`: it has not.
     #[must_use]
     pub fn ended(&self) -> Option<Option<&str>> {

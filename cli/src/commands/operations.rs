@@ -35,7 +35,8 @@ enum Action {
     /// Bring a restore that was left to its end: forward if that is decided, else back
     #[command(after_long_help = exit::help("
         gs_pitr operations resume 019f2b6c
-        gs_pitr operations resume 019f2b6c --nodes db1:18081,db2:18080 --yes"))]
+        gs_pitr operations resume 019f2b6c --nodes db1:18081,db2:18080 --yes
+        gs_pitr operations resume 019f2b6c --without 5b21"))]
     Resume(ResumeArgs),
     /// Remove what was at the targets before a restore
     #[command(after_long_help = exit::help("
@@ -53,6 +54,9 @@ pub(crate) struct ResumeArgs {
     /// NODE's agent has this address now; NODE is a node's id, or the beginning of one
     #[arg(long, value_name = "NODE=HOST:PORT", value_parser = super::restore::pair::<Address>)]
     map: Vec<(String, Address)>,
+    /// NODE is lost for good: open the others without it, if the restore is decided to go forward
+    #[arg(long, value_name = "NODE")]
+    without: Vec<String>,
 }
 
 /// `gs_pitr operations discard`

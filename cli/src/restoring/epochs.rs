@@ -20,6 +20,9 @@ impl Restoring<'_> {
         for planned in &self.plan.nodes {
             let node = planned.node_id;
             let Some(promoted) = journal.promoted().find(|it| it.node_id == node) else {
+                if journal.given_up().any(|given_up| given_up == node) {
+                    continue;
+                }
                 let message = format!("the journal does not say yet that node {node} is promoted");
                 return Err(Failure::new(ErrorKind::Conflict, message));
             };

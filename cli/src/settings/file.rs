@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn mistakes_name_file_and_key() {
-        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `lease-ttl`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`");
+        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `lease-ttl`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`, `keep-full`, `keep-days`");
         insta::assert_snapshot!(message("[profile.p]\njobs = 'x'", None), @r#"`/etc/gs_pitr.toml`: `profile.p.jobs`: invalid type: string "x", expected u32"#);
         insta::assert_snapshot!(message("repo = 'bucket'", None), @"`/etc/gs_pitr.toml`: `repo`: it does not begin with `s3://`; a repository is written `s3://BUCKET/PREFIX`");
         insta::assert_snapshot!(message("jobs = 1000", None), @"`/etc/gs_pitr.toml`: `jobs`: 1000 is not in 1..=64");

@@ -167,6 +167,9 @@ fn words(record: &OperationRecord) -> String {
             "node {} promoted to timeline {} at {}",
             node.node_id, node.timeline, node.fork_lsn
         ),
+        OperationEvent::NodeGivenUp { node_id } => {
+            format!("node {node_id} given up: the others are opened without it")
+        }
         OperationEvent::Ended { error: None } => "ended well".to_owned(),
         OperationEvent::Ended { error: Some(error) } => format!("ended: {error}"),
         _ => "something that a newer version knows".to_owned(),

@@ -52,7 +52,7 @@ pub(super) async fn reach<'a>(
 ) -> Result<Vec<Reached<'a>>> {
     let mut mapped = Vec::new();
     for (text, address) in maps {
-        mapped.push((find(plan, text)?, address.clone()));
+        mapped.push((find(plan, "--map", text)?, address.clone()));
     }
     let journalled = plan.nodes.iter().filter_map(|node| node.agent.parse().ok());
     let told = mapped.iter().map(|(_, address)| address.clone());
@@ -77,8 +77,11 @@ pub(super) async fn reach<'a>(
     Ok(reached.collect())
 }
 
-/// The place in the plan of the node that `text` names.
-fn find(plan: &RestorePlan, text: &str) -> Result<usize> {
+/// The place in the plan of the node that `flag` names with `text`.
+///
+/// # Errors
+/// If that is none, or more than one.
+pub(super) fn find(plan: &RestorePlan, flag: &str, text: &str) -> Result<usize> {
     let lower = text.to_ascii_lowercase();
     let is = |node: &PlannedNode| {
         let ids = [node.node_id, node.becomes].map(|id| id.to_string());
@@ -90,7 +93,7 @@ fn find(plan: &RestorePlan, text: &str) -> Result<usize> {
     }
     let ids = plan.nodes.iter().map(|node| node.becomes.to_string());
     let ids: Vec<_> = ids.collect();
-    let message = format!("`--map`: `{text}` is not one of {}", ids.join(", "));
+    let message = format!("`{flag}`: `{text}` is not one of {}", ids.join(", "));
     Err(Failure::usage(message))
 }
 

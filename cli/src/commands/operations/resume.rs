@@ -7,7 +7,7 @@ use agent_api::{ErrorKind, UnfinishedRestore};
 use catalog::Catalog;
 use catalog::fence::Abandoned;
 use catalog::journal::OperationJournal;
-use catalog::model::{LeaseScope, RestorePlan, Verdict};
+use catalog::model::{LeaseScope, OperationEvent, RestorePlan, Verdict};
 use catalog::repo::JournalledOperation;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -136,9 +136,11 @@ impl Job<'_> {
         let Some(plan) = journal.plan() else {
             return self.unplanned(catalog, id).await;
         };
+        let given_up = self.given_up(plan, journal, decision)?;
         let (maps, cancel) = (&self.args.map, &self.cancel);
-        let reached = reach::reach(plan, maps, self.settings, self.printer, cancel).await?;
-        self.agreed(id, plan, &reached, decision).await?;
+        let mut reached = reach::reach(plan, maps, self.settings, self.printer, cancel).await?;
+        reached.retain(|node| !given_up.contains(&node.planned.node_id));
+        self.agreed(id, plan, &reached, decision, &given_up).await?;
         let leased = self.lease(catalog, id).await?;
         let restoring = Restoring {
             catalog,
@@ -148,10 +150,45 @@ impl Job<'_> {
             operation: id,
             plan,
         };
-        let outcome = self.ended(&restoring, &reached).await;
+        let outcome = self.ended(&restoring, &reached, &given_up).await;
         // Whatever is left is decided, so nobody has to fence it.
         leased.release().await;
         outcome
+    }
+
+    /// The nodes that are lost for good, now and in earlier runs.
+    fn given_up(
+        &self,
+        plan: &RestorePlan,
+        journal: &JournalledOperation,
+        decision: Option<Verdict>,
+    ) -> Result<Vec<Uuid>> {
+        let mut given_up: Vec<Uuid> = journal.given_up().collect();
+        for text in &self.args.without {
+            let node = plan.nodes[reach::find(plan, "--without", text)?].node_id;
+            if decision != Some(Verdict::Commit) {
+                let message = format!(
+                    "`--without {text}`: the restore goes back, so nothing waits for node {node}"
+                );
+                return Err(Failure::usage(message).next("leave `--without` out"));
+            }
+            if journal.promoted().any(|promoted| promoted.node_id == node) {
+                let message = format!(
+                    "`--without {text}`: node {node} is promoted and only has to be opened"
+                );
+                return Err(
+                    Failure::usage(message).next("leave `--without` out, and start its agent")
+                );
+            }
+            if !given_up.contains(&node) {
+                given_up.push(node);
+            }
+        }
+        if given_up.len() == plan.nodes.len() {
+            let message = "`--without` names every node of the restore";
+            return Err(Failure::usage(message));
+        }
+        Ok(given_up)
     }
 
     async fn lease(&self, catalog: &Catalog, id: Uuid) -> Result<Leased> {
@@ -188,6 +225,7 @@ impl Job<'_> {
         plan: &RestorePlan,
         reached: &[Reached<'_>],
         decision: Option<Verdict>,
+        given_up: &[Uuid],
     ) -> Result<()> {
         let how = match decision {
             Some(Verdict::Commit) => "it is decided, so every node goes forward",
@@ -206,17 +244,30 @@ impl Job<'_> {
                 state(node)
             );
         }
+        for node in given_up {
+            let _ = write!(
+                text,
+                "\n  node {node}: GIVEN UP. The others are opened without it, and go on from the point; bring it back to the \
+                 same point later: gs_pitr restore --id {} --node {node}",
+                plan.backup_id
+            );
+        }
         let nodes: Vec<_> = reached
             .iter()
             .map(|node| json!({"node_id": node.planned.becomes, "data_directory": node.planned.target, "state": state(node)}))
             .collect();
         let forward = decision == Some(Verdict::Commit);
-        let fields = json!({"operation": id, "backup_id": plan.backup_id, "forward": forward, "nodes": nodes});
+        let fields = json!({"operation": id, "backup_id": plan.backup_id, "forward": forward, "nodes": nodes, "given_up": given_up});
         self.printer.event("plan", fields, Some(&text));
         agreed("Do this?", self.settings, self.printer, &self.cancel).await
     }
 
-    async fn ended(&self, restoring: &Restoring<'_>, reached: &[Reached<'_>]) -> Result<()> {
+    async fn ended(
+        &self,
+        restoring: &Restoring<'_>,
+        reached: &[Reached<'_>],
+        given_up: &[Uuid],
+    ) -> Result<()> {
         let reason = "it was left before it was decided";
         let verdict = restoring.decided(Verdict::Rollback, Some(reason)).await?;
         let _signs = self.live.signs_of_life();
@@ -230,9 +281,29 @@ impl Job<'_> {
                 self.said(restoring.operation, "rolled-back", text);
             }
             Verdict::Commit => {
+                self.write_given_up(restoring, &journal, given_up).await?;
                 let opened = self.forward(restoring, reached).await?;
                 journalled::ended(&journal, None, self.printer).await;
                 report(COMMAND, restoring.plan, &opened, self.printer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the journal which nodes nobody waits for any more. An agent of one that comes back finds it there, and
+    /// opens nothing.
+    async fn write_given_up(
+        &self,
+        restoring: &Restoring<'_>,
+        journal: &OperationJournal,
+        given_up: &[Uuid],
+    ) -> Result<()> {
+        let known = restoring.catalog.operation(restoring.operation).await?;
+        for node_id in given_up.iter().copied() {
+            if !known.given_up().any(|known| known == node_id) {
+                journal
+                    .record(OperationEvent::NodeGivenUp { node_id })
+                    .await?;
             }
         }
         Ok(())
