@@ -11,6 +11,10 @@
 mod fixture;
 #[path = "mutation_sweep/mutations.rs"]
 mod mutations;
+#[path = "mutation_sweep/others.rs"]
+mod others;
+#[path = "mutation_sweep/repair.rs"]
+mod repair;
 #[path = "mutation_sweep/restoring.rs"]
 mod restoring;
 

@@ -15,7 +15,7 @@ mod repair;
 mod rules;
 mod segments;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +28,7 @@ pub use repair::{Repair, Repaired, put_back_repository};
 
 use crate::error::CatalogError;
 use crate::ids::BackupId;
+use crate::keys;
 use crate::mirror::Mirror;
 use inventory::Inventory;
 use records::Records;
@@ -123,6 +124,40 @@ impl Context<'_> {
             .any(|finding| finding.key == key.as_str())
     }
 
+    /// Objects with damage of which nothing says yet what to do about it.
+    fn without_next(&self) -> BTreeSet<String> {
+        let found = self.found();
+        let open = found
+            .iter()
+            .filter(|finding| finding.severity == Severity::Damage && finding.next.is_none());
+        open.map(|finding| finding.key.clone()).collect()
+    }
+
+    /// Says so.
+    fn say_next(&self, words: &BTreeMap<String, &str>) {
+        for finding in self.found().iter_mut() {
+            if finding.severity == Severity::Damage && finding.next.is_none() {
+                finding.next = words.get(&finding.key).map(ToString::to_string);
+            }
+        }
+    }
+
+    /// Takes back what was found of backups that were deleted since the listing: what they lack is meant to go.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`].
+    async fn forget_deleted(&self, records: &Records) -> Result<(), CatalogError> {
+        let of_backup = |finding: &Finding| finding.backup.clone();
+        let ids: BTreeSet<BackupId> = self.found().iter().filter_map(of_backup).collect();
+        for id in ids {
+            if !records.is_deleted(&id) && self.is_there(&keys::tombstone(&id)).await? {
+                let other = |finding: &Finding| finding.backup.as_ref() != Some(&id);
+                self.found().retain(other);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether an object that the listing did not have is there after all, because it was made meanwhile.
     async fn is_there(&self, key: &Key) -> Result<bool, CatalogError> {
         match self.store.head(key).await {
@@ -157,6 +192,7 @@ impl Verify {
         let records = Records::load(&context, &inventory).await?;
         let rests = rules::check(&context, &records);
         let repairs = ledger::check(&context, &records).await?;
+        context.forget_deleted(&records).await?;
         context.release(&records);
         let mut unrestorable = BTreeSet::new();
         if all {

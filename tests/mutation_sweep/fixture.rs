@@ -10,6 +10,7 @@ use catalog::ids::{BackupId, EpochId, PointId};
 use catalog::journal::{OperationJournal, OperationStart};
 use catalog::keys;
 use catalog::lease::LeaseRequest;
+use catalog::mirror::Mirror;
 use catalog::model::{Holder, LeaseScope, OperationEvent, PromotedNode, Tombstone, Verdict};
 use catalog::repo::{NewEpoch, NewNode};
 use catalog::verify::{Depth, Report, Scope, Verify};
@@ -43,6 +44,8 @@ pub(crate) struct World {
     pub(crate) backups: Vec<BackupId>,
     pub(crate) files: BTreeMap<(BackupId, Uuid), Files>,
     pub(crate) wal: HashMap<WalFile, Bytes>,
+    /// The store just before the newest complete backup's point, and just after that backup's end; the clock stands.
+    pub(crate) commit: Option<(Arc<MemoryStore>, Arc<MemoryStore>)>,
 }
 
 struct Builder {
@@ -76,7 +79,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn holder(command: &str) -> Holder {
+pub(crate) fn holder(command: &str) -> Holder {
     Holder {
         host: "ops1".into(),
         user: "dba".into(),
@@ -100,6 +103,23 @@ pub(crate) fn downloader(store: &Arc<dyn ObjectStore>) -> Downloader {
     )
 }
 
+/// Verifies what is in a store.
+pub(crate) async fn verify(
+    store: &Arc<dyn ObjectStore>,
+    scope: Scope,
+    depth: Depth,
+    mirror: Option<Mirror>,
+) -> Result<Report, CatalogError> {
+    let verify = Verify {
+        scope,
+        depth,
+        jobs: 2,
+        downloader: downloader(store),
+        mirror,
+    };
+    verify.run(&|_| {}).await
+}
+
 impl World {
     pub(crate) async fn verify(&self, depth: Depth) -> Report {
         self.verify_as(Scope::All, depth).await
@@ -115,14 +135,12 @@ impl World {
         depth: Depth,
     ) -> Result<Report, CatalogError> {
         let shared = Arc::clone(&self.store) as Arc<dyn ObjectStore>;
-        let verify = Verify {
-            scope,
-            depth,
-            jobs: 2,
-            downloader: downloader(&shared),
-            mirror: None,
-        };
-        verify.run(&|_| {}).await
+        verify(&shared, scope, depth, None).await
+    }
+
+    /// The same again, to do things to.
+    pub(crate) fn fork(&self) -> Arc<MemoryStore> {
+        Arc::new(self.store.fork())
     }
 
     /// Everything that is stored, by key.
@@ -138,6 +156,19 @@ impl World {
     /// Two nodes, two backups with points and WAL over an edge of the names, the second one in an epoch with a parent; a
     /// deleted backup, an abandoned one, restores that went forward and back, and all that operators leave.
     pub(crate) async fn build() -> Self {
+        Self::builder().await.0.world
+    }
+
+    /// One more backup, of one node, that the WAL of its own epoch is enough for.
+    pub(crate) async fn build_longer() -> Self {
+        let (mut builder, places) = Self::builder().await;
+        let id = "20261127T040233Z-F-00000007";
+        let last = builder.backup(Uuid::now_v7(), id, &places[1..]).await;
+        builder.world.backups.push(last);
+        builder.world
+    }
+
+    async fn builder() -> (Builder, [Place; 2]) {
         let store = Arc::new(MemoryStore::default());
         let shared = Arc::clone(&store) as Arc<dyn ObjectStore>;
         let first = Uuid::now_v7();
@@ -149,6 +180,7 @@ impl World {
             backups: Vec::new(),
             files: BTreeMap::new(),
             wal: HashMap::new(),
+            commit: None,
         };
         let mut builder = Builder {
             store,
@@ -157,13 +189,13 @@ impl World {
             world,
             seed: 1,
         };
-        builder.run(first).await;
-        builder.world
+        let places = builder.run(first).await;
+        (builder, places)
     }
 }
 
 impl Builder {
-    async fn run(&mut self, first: Uuid) {
+    async fn run(&mut self, first: Uuid) -> [Place; 2] {
         let mut one = self.node(first, 7_000_000_000_000_000_001, 1).await;
         let two = self.node(first, 7_000_000_000_000_000_002, 1).await;
         self.segments(&one.epoch, one.node, 1, EDGE - 1, EDGE + 1)
@@ -192,6 +224,7 @@ impl Builder {
             .await;
         self.deleted(&third).await;
         self.abandoned("20261124T040233Z-F-00000004").await;
+        both
     }
 
     async fn node(&mut self, operation: Uuid, system: u64, timeline: u32) -> Place {
@@ -379,6 +412,7 @@ impl Builder {
             }));
             self.world.files.insert((id.clone(), place.node), files);
         }
+        let before = self.standing();
         let format = json!({"major": 1, "minor": 0});
         let (now, nonce) = (Timestamp::now(), Uuid::new_v4());
         let body = json!({
@@ -403,7 +437,17 @@ impl Builder {
             .unwrap();
         self.end(operation, None).await;
         lease.release().await.unwrap();
+        if places.len() == 2 {
+            self.world.commit = Some((before, self.standing()));
+        }
         id
+    }
+
+    /// The store as it is now.
+    fn standing(&self) -> Arc<MemoryStore> {
+        let fork = self.store.fork();
+        fork.stop_clock();
+        Arc::new(fork)
     }
 
     async fn copy(

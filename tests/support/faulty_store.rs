@@ -35,6 +35,8 @@ pub struct FaultyStore {
     pub dies_at: AtomicU64,
     /// Whether the call at which that begins takes effect, though nobody hears of it.
     pub last_call_counts: AtomicBool,
+    /// What others do just before a call.
+    pub meanwhile: Mutex<Option<Meanwhile>>,
     /// Calls so far.
     pub calls: AtomicU64,
     /// Uploads are refused (by a panic) that were not journalled before.
@@ -62,6 +64,20 @@ pub struct FaultyStore {
     pub most_in_flight: AtomicUsize,
     /// Keys that were journalled.
     pub intended: Mutex<BTreeSet<Key>>,
+}
+
+/// What others do just before the call of a number.
+pub struct Meanwhile {
+    /// The number, from 1.
+    pub call: u64,
+    /// What they do.
+    pub act: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "before call {}", self.call)
+    }
 }
 
 fn lost(operation: &'static str, key: &Key) -> StoreError {
@@ -95,6 +111,11 @@ impl FaultyStore {
     /// Counts a call. An error: it does not get through. `false`: it does, and its answer does not.
     fn call(&self, key: &str) -> Result<bool, StoreError> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let due = |meanwhile: &mut Meanwhile| meanwhile.call == number;
+        let due = self.meanwhile.lock().unwrap().take_if(due);
+        if let Some(meanwhile) = due {
+            (meanwhile.act)();
+        }
         if self.down.load(Ordering::SeqCst) {
             return Err(Self::gone(key));
         }

@@ -124,6 +124,12 @@ impl MemoryStore {
         Self { state }
     }
 
+    /// Makes this store what another one is.
+    pub fn become_as(&self, other: &Self) {
+        let state = other.state().clone();
+        *self.state() = state;
+    }
+
     /// How many multipart uploads have neither been completed nor aborted.
     pub fn uploads_under_way(&self) -> usize {
         self.state().uploads.len()

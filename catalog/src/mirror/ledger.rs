@@ -94,15 +94,15 @@ impl Mirror {
             return Ok(());
         };
         if let Ok(object) = Key::new(entry.object.as_str()) {
-            match entry.action {
-                LogAction::BackupDeleted => self.forget(&object).await?,
-                _ => match catalog.fetch(&object, MANIFEST_LIMIT).await {
-                    Ok(bytes) if sha256_hex(&bytes) == entry.object_sha256 => {
-                        self.keep(&object, bytes).await?;
-                    }
-                    Ok(_) => {}
-                    Err(error) => of_object(error)?,
-                },
+            if entry.action == LogAction::BackupDeleted {
+                self.forget(&object).await?;
+            }
+            match catalog.fetch(&object, MANIFEST_LIMIT).await {
+                Ok(bytes) if sha256_hex(&bytes) == entry.object_sha256 => {
+                    self.keep(&object, bytes).await?;
+                }
+                Ok(_) => {}
+                Err(error) => of_object(error)?,
             }
         }
         self.keep(&key, stored).await

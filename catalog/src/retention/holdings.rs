@@ -301,7 +301,8 @@ async fn operation(
     };
     let mut announced = BTreeSet::new();
     for object in objects.iter().filter(|object| object.size.is_some()) {
-        if object.key == keys::decision(id) || object.key == keys::pin(id) {
+        let probe = object.key.as_str().starts_with(&keys::probes_prefix(id));
+        if probe || object.key == keys::decision(id) || object.key == keys::pin(id) {
             continue;
         }
         match journal::record(&**store, &object.key).await {

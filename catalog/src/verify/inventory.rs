@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Record(Uuid, u64),
     Decision(Uuid),
     Pin(Uuid),
+    /// What a check of the store writes and removes again.
+    Probe(Uuid),
     /// No key of this format, or one that is not spelt as it must be.
     Unknown,
 }
@@ -74,6 +76,11 @@ impl Kind {
             }
             ["wal", node, epoch, name] => Self::read_wal(node, epoch, name)?,
             ["backups", id, rest @ ..] => Self::read_backup(&id.parse().ok()?, rest)?,
+            ["operations", operation, "probe", name] => {
+                let operation = operation.parse().ok()?;
+                let key = keys::probe(operation, name).ok()?;
+                (Self::Probe(operation), key)
+            }
             ["operations", operation, name] => {
                 let operation = operation.parse().ok()?;
                 match json(name)?.as_str() {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use pipeline::store::Key;
 
 use super::finding::{Finding, Severity};
@@ -33,6 +34,8 @@ pub(super) async fn check(
     ledger.heads().await?;
     ledger.named_objects().await?;
     ledger.unnamed_objects().await?;
+    ledger.repository().await?;
+    ledger.by_hand().await;
     Ok(ledger.repairs)
 }
 
@@ -130,7 +133,7 @@ impl Ledger<'_> {
     /// What others say of the log is so.
     async fn heads(&mut self) -> Result<(), CatalogError> {
         let last = self.last();
-        for (seq, named) in std::mem::take(&mut self.witnesses) {
+        for (seq, named) in self.witnesses.clone() {
             let Some((sha256, witness)) = named.first() else {
                 continue;
             };
@@ -141,7 +144,6 @@ impl Ledger<'_> {
                 {
                     let what =
                         format!("the log ends at entry {last}, and `{witness}` names this one");
-                    self.witnesses.insert(seq, named.clone());
                     self.missing(seq, &what).await?;
                 }
                 continue;
@@ -174,27 +176,32 @@ impl Ledger<'_> {
             return Ok(());
         }
         self.whole = false;
-        let named = self.named_by_next(seq).map(str::to_owned);
-        let named = named.or_else(|| Some(self.witnesses.get(&seq)?.first()?.0.clone()));
+        let named = self.entry_digest(seq).map(str::to_owned);
         let finding = Finding::damage(&key, what);
         self.lost_object(key, named.as_deref(), finding).await;
         Ok(())
     }
 
-    /// A missing object whose digest is known can be put back from the mirror.
-    async fn lost_object(&mut self, key: Key, sha256: Option<&str>, finding: Finding) {
-        let mut kept = None;
-        if let (Some(mirror), Some(sha256)) = (&self.context.verify.mirror, sha256) {
-            kept = mirror
-                .kept(&key)
-                .await
-                .filter(|bytes| sha256_hex(bytes) == sha256);
-        }
-        let limit = match Kind::of(&key) {
+    /// The digest that others name of an entry.
+    fn entry_digest(&self, seq: u64) -> Option<&str> {
+        let by_next = self.named_by_next(seq);
+        by_next.or_else(|| Some(&self.witnesses.get(&seq)?.first()?.0))
+    }
+
+    /// What the mirror has of an object, if it is what was written.
+    async fn kept(&self, key: &Key, sha256: Option<&str>) -> Option<Bytes> {
+        let (mirror, sha256) = (self.context.verify.mirror.as_ref()?, sha256?);
+        let kept = mirror.kept(key).await?;
+        let limit = match Kind::of(key) {
             Kind::Manifest(_) => MANIFEST_LIMIT,
             _ => OBJECT_LIMIT,
         };
-        match kept.filter(|bytes| bytes.len() <= limit) {
+        (sha256_hex(&kept) == sha256 && kept.len() <= limit).then_some(kept)
+    }
+
+    /// A missing object whose digest is known can be put back from the mirror.
+    async fn lost_object(&mut self, key: Key, sha256: Option<&str>, finding: Finding) {
+        match self.kept(&key, sha256).await {
             Some(bytes) => {
                 let next = "the local mirror has it: gs_pitr verify --all --repair";
                 self.context.add(finding.next(next));
@@ -231,14 +238,21 @@ impl Ledger<'_> {
                 Some(_) => {
                     let seq = entries.iter().map(|entry| entry.seq).max().unwrap_or(0);
                     let what = format!("it is not the object that log entry {seq} names");
-                    let next = "it is not overwritten: bring the right one back from a version or replica of the bucket";
-                    self.context.add(Finding::damage(&key, what).next(next));
+                    self.context.add(Finding::damage(&key, what));
                 }
                 None => lost.extend(entries.last().map(|entry| (key, (*entry).clone()))),
             }
         }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        // Who removes something says so first, perhaps since the listing.
+        let since = self.since().await?;
         for (key, entry) in lost {
-            self.absent(key, &entry).await?;
+            let removed = since.iter().any(|newer| accounts_for(newer, &key));
+            if !removed {
+                self.absent(key, &entry).await?;
+            }
         }
         Ok(())
     }
@@ -288,12 +302,60 @@ impl Ledger<'_> {
         }
         let mut later = self.records.log.range(entry.seq..);
         later.any(|(_, found)| {
-            found.body.as_ref().is_some_and(|other| {
-                // The entry of a tombstone names the tombstone itself, and that stays.
-                let stays = matches!(Kind::of(key), Kind::Tombstone(_));
-                other.object == key.as_str() && removes(&other.action) && !stays
-            })
+            let body = found.body.as_ref();
+            body.is_some_and(|other| accounts_for(other, key))
         })
+    }
+
+    /// The first object, which the log's first entry names, if that is there.
+    async fn repository(&self) -> Result<(), CatalogError> {
+        let key = keys::repository();
+        if self.records.repository.is_none()
+            && !self.context.is_named(&key)
+            && !self.context.is_there(&key).await?
+        {
+            let what = "it is missing, and other objects of a repository are there";
+            let next = "bring it back from a version or replica of the bucket";
+            self.context.add(Finding::damage(&key, what).next(next));
+        }
+        Ok(())
+    }
+
+    /// Objects that are there and are not what was written are never overwritten: says what a person can do.
+    async fn by_hand(&self) {
+        let objects = self.records.ledger_objects();
+        let entries = self.records.log.values();
+        let entries = entries.filter_map(|found| found.body.as_ref());
+        let named: BTreeMap<&str, &str> = entries
+            .map(|entry| (entry.object.as_str(), entry.object_sha256.as_str()))
+            .collect();
+        let mut words = BTreeMap::new();
+        for name in self.context.without_next() {
+            let Ok(key) = Key::new(name.as_str()) else {
+                continue;
+            };
+            let (there, right) = match Kind::of(&key) {
+                Kind::Log(seq) => {
+                    let there = self.records.log.get(&seq);
+                    (there.map(|it| it.sha256.as_str()), self.entry_digest(seq))
+                }
+                _ => (objects.get(&key).copied(), named.get(key.as_str()).copied()),
+            };
+            // What is as it was written says something wrong, and older bytes of it would say the same.
+            if there.is_none() || there == right {
+                continue;
+            }
+            let next = match self.kept(&key, right).await {
+                Some(_) => {
+                    "what is there is never overwritten: while nothing else runs, move it away by hand; then `gs_pitr verify --all --repair` puts the right one back from the local mirror"
+                }
+                None => {
+                    "what is there is never overwritten: bring the right one back from a version or replica of the bucket"
+                }
+            };
+            words.insert(name, next);
+        }
+        self.context.say_next(&words);
     }
 
     /// Objects without an entry: a crash between the two.
@@ -311,7 +373,8 @@ impl Ledger<'_> {
         let objects = self.records.ledger_objects();
         let is_unnamed = |key: &Key, named: &BTreeSet<String>| !named.contains(key.as_str());
         if objects.keys().any(|key| is_unnamed(key, &named)) {
-            named.extend(self.named_meanwhile().await?);
+            let since = self.since().await?.into_iter();
+            named.extend(since.map(|entry| entry.object));
         }
         for (key, sha256) in objects {
             if !is_unnamed(key, &named) || self.context.is_named(key) {
@@ -327,22 +390,32 @@ impl Ledger<'_> {
         Ok(())
     }
 
-    /// Objects that entries name which were written since the listing.
-    async fn named_meanwhile(&self) -> Result<Vec<String>, CatalogError> {
-        let mut named = Vec::new();
+    /// Entries that were written since the listing.
+    async fn since(&self) -> Result<Vec<LogEntry>, CatalogError> {
+        let mut entries = Vec::new();
         for seq in self.last() + 1.. {
             let key = keys::log(seq);
             match crate::envelope::fetch(&*self.context.store, &key, OBJECT_LIMIT).await {
                 Ok(stored) => {
-                    if let Ok(entry) = crate::envelope::open::<LogEntry>(&key, &stored) {
-                        named.push(entry.object);
-                    }
+                    entries.extend(crate::envelope::open::<LogEntry>(&key, &stored).ok());
                 }
                 Err(error) if error.is_absent() => break,
                 Err(error) => return Err(error),
             }
         }
-        Ok(named)
+        Ok(entries)
+    }
+}
+
+/// Whether an entry says that the object of `key` is gone. That of a deletion names the tombstone, which stays.
+fn accounts_for(entry: &LogEntry, key: &Key) -> bool {
+    if !removes(&entry.action) {
+        return false;
+    }
+    match Kind::of(key) {
+        Kind::Tombstone(_) => false,
+        Kind::Manifest(id) if entry.object == keys::tombstone(&id).as_str() => true,
+        _ => entry.object == key.as_str(),
     }
 }
 

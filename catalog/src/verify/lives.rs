@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use pipeline::store::Key;
 use uuid::Uuid;
 
@@ -15,6 +17,7 @@ use crate::ids::BackupId;
 use crate::keys;
 use crate::model::{LeaseScope, LeaseState, OperationEvent, Verdict};
 use crate::repo::Catalog;
+use crate::retention::plan::JOURNALS;
 
 /// Who is at work now.
 #[derive(Debug, Default)]
@@ -107,6 +110,14 @@ impl Journal {
         })
     }
 
+    /// Whether its newest record is older than that.
+    fn is_older(&self, age: Duration, now: Timestamp) -> bool {
+        let bodies = self.records.values().filter_map(|it| it.body.as_ref());
+        let newest = bodies.map(|body| body.at).max();
+        let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+        newest.is_some_and(|newest| now.duration_since(newest) > age)
+    }
+
     fn promoted(&self) -> bool {
         self.events()
             .any(|event| matches!(event, OperationEvent::NodePromoted(_)))
@@ -132,8 +143,9 @@ pub(super) async fn check(
     live: &Live,
 ) -> Result<(), CatalogError> {
     leases(context, records, live).await?;
+    let now = Timestamp::try_from(context.store.now().await?).unwrap_or(Timestamp::MIN);
     for (id, journal) in &records.operations {
-        operation(context, *id, journal).await?;
+        operation(context, *id, journal, now).await?;
         if !live.operation(*id) {
             unfinished(context, *id, journal);
         }
@@ -186,11 +198,21 @@ async fn leases(context: &Context<'_>, records: &Records, live: &Live) -> Result
     Ok(())
 }
 
-async fn operation(context: &Context<'_>, id: Uuid, journal: &Journal) -> Result<(), CatalogError> {
+async fn operation(
+    context: &Context<'_>,
+    id: Uuid,
+    journal: &Journal,
+    now: Timestamp,
+) -> Result<(), CatalogError> {
     let damage = |key: &Key, what: String| context.add(Finding::damage(key, what));
     let last = journal.records.keys().next_back().copied().unwrap_or(0);
+    // One that is old enough to be removed may have been removed in part.
+    let going = journal.is_older(JOURNALS, now);
     for seq in 1..=last {
         let Some(found) = journal.records.get(&seq) else {
+            if going {
+                continue;
+            }
             let key = keys::operation_record(id, seq);
             if !context.is_there(&key).await? {
                 damage(&key, "a record of the operation is missing".to_owned());
@@ -253,8 +275,11 @@ fn restore(context: &Context<'_>, inventory: &Inventory, id: Uuid, journal: &Jou
         let what = "this restore promoted nodes or ended, and nothing says what was decided";
         if journal.promoted() && ended.is_none() {
             context.add(Finding::damage(&key, what));
-        } else if ended == Some(true) || (ended.is_some() && journal.pin.is_some()) {
+        } else if ended == Some(true) {
             context.add(Finding::note(&key, what));
+        } else if ended.is_some() && journal.pin.is_some() {
+            let what = "this restore failed, and nothing says that it went back: it failed before that was decided, or the decision is lost";
+            context.add(Finding::note(&key, what).next("nothing: nobody asks for it any more"));
         }
     } else if verdict == Some(Verdict::Rollback) && ended == Some(true) {
         let what = "it says that the restore went back, and the restore says that it ended well";

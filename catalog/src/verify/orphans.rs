@@ -12,6 +12,7 @@ use super::records::Records;
 use super::{Context, Depth, PARALLEL, each};
 use crate::error::CatalogError;
 use crate::ids::BackupId;
+use crate::keys;
 use crate::model::ManifestState;
 
 /// Looks for them.
@@ -24,6 +25,7 @@ pub(super) async fn check(
     records: &Records,
     live: &Live,
 ) -> Result<(), CatalogError> {
+    let settled = settled(context, inventory, records).await?;
     for (key, kind) in inventory.iter() {
         let (backup, node, what) = match kind {
             Kind::Unknown => {
@@ -37,10 +39,21 @@ pub(super) async fn check(
                 context.add(Finding::note(key, what));
                 continue;
             }
+            Kind::Probe(operation) => {
+                let journal = records.operations.get(&operation);
+                // A check runs without a lease: while it has not ended it may be at work.
+                if journal.is_none_or(|journal| journal.ended().is_some()) {
+                    let what = "left of a check of the store";
+                    let finding = Finding::new(Severity::Orphan, key, what);
+                    context.add(finding.next("gs_pitr prune, when it is 30 days old"));
+                }
+                continue;
+            }
+            Kind::Index(id, ..) | Kind::Pack(id, ..) if settled.contains(&id) => continue,
             Kind::Wal(file) => {
                 let epoch = (file.node, file.epoch.clone());
                 if records.epochs.contains_key(&epoch)
-                    || is_lost(records, &crate::keys::epoch(file.node, &file.epoch))
+                    || is_lost(records, &keys::epoch(file.node, &file.epoch))
                 {
                     continue;
                 }
@@ -75,6 +88,28 @@ pub(super) async fn check(
     uploads(context, records, live).await
 }
 
+/// Backups that were finished, given up or deleted since the listing: what is left of them is for another time.
+async fn settled(
+    context: &Context<'_>,
+    inventory: &Inventory,
+    records: &Records,
+) -> Result<BTreeSet<BackupId>, CatalogError> {
+    let open: BTreeSet<BackupId> = inventory
+        .iter()
+        .filter_map(|(_, kind)| match kind {
+            Kind::Index(id, ..) | Kind::Pack(id, ..) => Some(id),
+            _ => None,
+        })
+        .filter(|id| !records.manifests.contains_key(id) && !records.is_deleted(id))
+        .collect();
+    let settled = each(open, PARALLEL, |id| async move {
+        let now = context.is_there(&keys::manifest(&id)).await?
+            || context.is_there(&keys::tombstone(&id)).await?;
+        Ok(now.then_some(id))
+    });
+    Ok(settled.await?.into_iter().flatten().collect())
+}
+
 /// Whether the log names an object that is not there: then what belongs to it is no orphan.
 fn is_lost(records: &Records, key: &Key) -> bool {
     let mut entries = records.log.values().filter_map(|found| found.body.as_ref());
@@ -92,7 +127,7 @@ fn left(
         return Some("left of a backup that was deleted".to_owned());
     }
     match records.manifests.get(id) {
-        None if live.backup(id) || is_lost(records, &crate::keys::manifest(id)) => None,
+        None if live.backup(id) || is_lost(records, &keys::manifest(id)) => None,
         None => Some("left of a backup that was never finished".to_owned()),
         Some(found) => match &found.body {
             // Nobody can say what it names.

@@ -72,9 +72,6 @@ impl Records {
         let key = keys::repository();
         if inventory.size(&key).is_some() {
             records.repository = read(context, key, OBJECT_LIMIT).await?;
-        } else if !context.is_there(&key).await? {
-            let what = "it is missing, and other objects of a repository are there";
-            context.add(Finding::damage(&key, what));
         }
         let needed = match &context.verify.scope {
             Scope::All => None,

@@ -9,10 +9,10 @@ use pipeline::store::{Key, ObjectStore, StoreError};
 use uuid::Uuid;
 
 use super::inventory::Kind;
-use crate::envelope::{MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
+use crate::envelope::{self, MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
 use crate::error::CatalogError;
 use crate::keys;
-use crate::model::LogAction;
+use crate::model::{LogAction, Manifest, ManifestState};
 use crate::put::{self, Outcome};
 use crate::repo::Catalog;
 
@@ -104,11 +104,40 @@ async fn create(
     key: &Key,
     bytes: &Bytes,
 ) -> Result<Repaired, CatalogError> {
-    match put::create(store, key, bytes, MANIFEST_LIMIT).await? {
-        Outcome::Ours => Ok(Repaired::Done),
-        Outcome::Theirs(theirs) if theirs == *bytes => Ok(Repaired::NotNeeded),
-        Outcome::Theirs(_) => Err(CatalogError::conflict(key, "another object is there now")),
+    let theirs = match envelope::fetch(store, key, MANIFEST_LIMIT).await {
+        Ok(there) => there,
+        Err(error) if error.is_absent() => {
+            match put::create(store, key, bytes, MANIFEST_LIMIT).await? {
+                Outcome::Ours => return Ok(Repaired::Done),
+                Outcome::Theirs(theirs) => theirs,
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    if theirs == *bytes {
+        return Ok(Repaired::NotNeeded);
     }
+    Err(CatalogError::conflict(key, "another object is there now"))
+}
+
+/// What the log calls the creation of an object. A manifest that is a fence is no backup: an entry that calls it one
+/// would have everybody look for a backup that never was.
+fn creation(key: &Key, stored: &[u8]) -> Result<LogAction, CatalogError> {
+    Ok(match Kind::of(key) {
+        Kind::Repository => LogAction::RepositoryCreated,
+        Kind::Node(_) => LogAction::NodeRegistered,
+        Kind::Epoch(..) => LogAction::EpochOpened,
+        Kind::Point(_) => LogAction::PointCreated,
+        Kind::Manifest(_) => match envelope::open::<Manifest>(key, stored)?.state {
+            ManifestState::Complete => LogAction::BackupCommitted,
+            ManifestState::Abandoned => LogAction::BackupAbandoned,
+        },
+        Kind::Tombstone(_) => LogAction::BackupDeleted,
+        _ => {
+            let what = "the log has no entries of such objects";
+            return Err(CatalogError::refused(key, what));
+        }
+    })
 }
 
 impl Catalog {
@@ -130,22 +159,12 @@ impl Catalog {
         sha256: &str,
         operation: Uuid,
     ) -> Result<Repaired, CatalogError> {
-        let (action, limit) = match Kind::of(key) {
-            Kind::Repository => (LogAction::RepositoryCreated, OBJECT_LIMIT),
-            Kind::Node(_) => (LogAction::NodeRegistered, OBJECT_LIMIT),
-            Kind::Epoch(..) => (LogAction::EpochOpened, OBJECT_LIMIT),
-            Kind::Point(_) => (LogAction::PointCreated, OBJECT_LIMIT),
-            Kind::Manifest(_) => (LogAction::BackupCommitted, MANIFEST_LIMIT),
-            Kind::Tombstone(_) => (LogAction::BackupDeleted, OBJECT_LIMIT),
-            _ => {
-                return Err(CatalogError::refused(
-                    key,
-                    "the log has no entries of such objects",
-                ));
-            }
+        let limit = match Kind::of(key) {
+            Kind::Manifest(_) => MANIFEST_LIMIT,
+            _ => OBJECT_LIMIT,
         };
-        match self.fetch(key, limit).await {
-            Ok(stored) if sha256_hex(&stored) == sha256 => {}
+        let action = match self.fetch(key, limit).await {
+            Ok(stored) if sha256_hex(&stored) == sha256 => creation(key, &stored)?,
             Ok(_) => {
                 return Err(CatalogError::conflict(
                     key,
@@ -154,7 +173,7 @@ impl Catalog {
             }
             Err(error) if error.is_absent() => return Ok(Repaired::NotNeeded),
             Err(error) => return Err(error),
-        }
+        };
         // Its writer may have been slow and not dead: the newest entries are looked at again.
         if self.is_logged(key).await? {
             return Ok(Repaired::NotNeeded);

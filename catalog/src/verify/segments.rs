@@ -136,9 +136,8 @@ impl Plan<'_> {
                 "it needs {count} WAL segments of node {}, {} are stored",
                 copy.node_id, self.stored
             );
-            self.context
-                .add(of(Finding::damage(&keys::manifest(id), what)));
-            return Ok(());
+            let finding = of(Finding::damage(&keys::manifest(id), what));
+            return self.context.add_of_backup(finding).await;
         }
         for number in stretch.first..=stretch.last {
             let names = stretch
@@ -173,8 +172,8 @@ impl Plan<'_> {
                 "{missing} WAL segments of node {} are missing in all",
                 copy.node_id
             );
-            self.context
-                .add(of(Finding::damage(&keys::manifest(id), what)));
+            let finding = of(Finding::damage(&keys::manifest(id), what));
+            self.context.add_of_backup(finding).await?;
         }
         for timeline in stretch.timelines.iter().filter(|timeline| **timeline > 1) {
             let name = WalName::history(*timeline);
@@ -275,26 +274,31 @@ pub(super) async fn read(context: &Context<'_>, wanted: &[Wanted]) -> Result<u64
 }
 
 async fn one(context: &Context<'_>, wanted: &Wanted) -> Result<(), CatalogError> {
-    let what = match fetch(context, wanted).await {
+    let (what, absent) = match fetch(context, wanted).await {
         Ok(stored) => match wanted.plain_bytes {
             Some(plain) if plain != stored.plain_bytes => {
-                format!(
-                    "it has {} plain bytes, segments of this node have {plain}",
-                    stored.plain_bytes
-                )
+                let its = stored.plain_bytes;
+                let what = format!("it has {its} plain bytes, segments of this node have {plain}");
+                (what, false)
             }
             _ => return Ok(()),
         },
-        Err(error) if error.is_absent() && wanted.backups.is_empty() => return Ok(()),
-        Err(error) => context.of_object(error).await?,
+        Err(error) => {
+            let absent = error.is_absent();
+            (context.of_object(error).await?, absent)
+        }
     };
-    let finding = Finding::damage(&wanted.file.key(), what).of_node(wanted.file.node);
     let mut lost = BTreeSet::new();
     for id in &wanted.backups {
         if !context.is_there(&keys::tombstone(id)).await? {
             lost.insert(id.clone());
         }
     }
+    if absent && lost.is_empty() {
+        // It was removed since the listing, when nobody needed it any more.
+        return Ok(());
+    }
+    let finding = Finding::damage(&wanted.file.key(), what).of_node(wanted.file.node);
     context.add(finding.losing(&lost));
     Ok(())
 }
