@@ -159,11 +159,13 @@ impl World {
         Self::builder().await.0.world
     }
 
-    /// One more backup, of one node, that the WAL of its own epoch is enough for.
+    /// One more backup, of one node, that the WAL of its own epoch is enough for. No older point can be reached from it.
     pub(crate) async fn build_longer() -> Self {
-        let (mut builder, places) = Self::builder().await;
+        let (mut builder, [_, mut place]) = Self::builder().await;
         let id = "20261127T040233Z-F-00000007";
-        let last = builder.backup(Uuid::now_v7(), id, &places[1..]).await;
+        builder.segments(&place.epoch, place.node, 1, 4, 5).await;
+        place.wal = vec![(place.epoch.clone(), 1, 4, 5)];
+        let last = builder.backup(Uuid::now_v7(), id, &[place]).await;
         builder.world.backups.push(last);
         builder.world
     }

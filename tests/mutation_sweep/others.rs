@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -273,11 +273,20 @@ impl Guard for Free {
     }
 }
 
-/// Stops when the first tombstone is there.
-#[derive(Default)]
-struct Buried(std::sync::atomic::AtomicBool);
+/// Stops when so much is done.
+struct Stops {
+    when: fn(&Removal) -> bool,
+    stopped: AtomicBool,
+}
 
-impl Guard for Buried {
+impl Stops {
+    fn when(when: fn(&Removal) -> bool) -> Self {
+        let stopped = AtomicBool::new(false);
+        Self { when, stopped }
+    }
+}
+
+impl Guard for Stops {
     type Error = CatalogError;
 
     async fn prove(&self) -> Result<(), CatalogError> {
@@ -285,14 +294,14 @@ impl Guard for Buried {
     }
 
     fn go_on(&self) -> Result<(), CatalogError> {
-        if self.0.load(Ordering::SeqCst) {
+        if self.stopped.load(Ordering::SeqCst) {
             return Err(pipeline::error::PipelineError::Cancelled.into());
         }
         Ok(())
     }
 
     fn progress(&self, report: &Removal) {
-        self.0.store(!report.deleted.is_empty(), Ordering::SeqCst);
+        self.stopped.store((self.when)(report), Ordering::SeqCst);
     }
 }
 
@@ -325,7 +334,8 @@ async fn prune<G: Guard>(
 async fn beside_a_prune_nothing_is_damaged() {
     let world = World::build_longer().await;
     let buried = world.fork();
-    assert!(prune(&buried, rules(), &Buried::default()).await.is_err());
+    let guard = Stops::when(|report| !report.deleted.is_empty());
+    assert!(prune(&buried, rules(), &guard).await.is_err());
     let is_there = |store: &MemoryStore, key: Key| store.bytes(key.as_str()).is_some();
     let gone = world.backups[..2].iter();
     let gone: Vec<_> = gone
@@ -346,6 +356,17 @@ async fn beside_a_prune_nothing_is_damaged() {
     assert_clean(&look(&pruned, None).await, "pruned");
     at_every_call(&world.store, &buried, "buried").await;
     at_every_call(&world.store, &pruned, "pruned").await;
+    // A point has gone, and the manifests are still there.
+    let begun = world.fork();
+    let guard = Stops::when(|report| report.versions > 0);
+    assert!(prune(&begun, rules(), &guard).await.is_err());
+    let points = |store: &MemoryStore| {
+        let keys = store.keys().into_iter();
+        keys.filter(|it| it.as_str().starts_with("points/")).count()
+    };
+    assert_eq!(points(&begun) + 1, points(&world.store));
+    assert!(is_there(&begun, keys::manifest(id)));
+    at_every_call(&world.store, &begun, "begun").await;
     let later = Arc::new(buried.fork());
     later.advance(Duration::from_mins(2));
     prune(&later, rules(), &Free).await.unwrap();
@@ -376,6 +397,22 @@ async fn after_a_prune_that_was_killed_nothing_is_damaged() {
         assert!(!report.is_damaged(), "{at}: {:#?}", report.findings);
         assert!(report.repairs.len() <= 1, "{at}: {:#?}", report.repairs);
     }
+}
+
+/// Stores delete many objects in any order, so of an old journal anything may be left.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_an_old_journal_is_no_damage() {
+    let world = World::build().await;
+    let memory = world.fork();
+    let records = memory.keys().into_iter();
+    let first = records.filter(|it| it.as_str().ends_with("/000001.json"));
+    for first in first.filter(|it| it.as_str().starts_with("operations/")) {
+        memory.tamper(&first, None);
+    }
+    assert!(look(&memory, None).await.is_damaged(), "they are young");
+    memory.advance(40 * DAY);
+    let report = look(&memory, None).await;
+    assert!(!report.is_damaged(), "{:#?}", report.findings);
 }
 
 /// A restore of one backup, as the command journals it, to the end that `verdict` says.
