@@ -18,8 +18,6 @@ mod backup;
 mod removal;
 #[path = "kill_table/restore.rs"]
 mod restore;
-#[path = "kill_table/running.rs"]
-mod running;
 #[path = "kill_table/table.rs"]
 mod table;
 #[path = "kill_table/world.rs"]

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use support::s3::{Hold, Operation, When};
 
-use crate::running::Running;
 use crate::table::{self, Row, Shown, Step, Victim};
 use crate::world::World;
+use support::running::Running;
 
 /// What has just come to be when the victim dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,19 +183,19 @@ async fn effect(world: &World, step: At, id: &str, running: &mut Running) -> Str
         }
         At::Copied => {
             let agent = &world.fleet.hosts[0].agent.address;
-            running.until_phase(agent, "copied").await;
+            running.until("copied", &[agent]).await;
             none(&[&of_backup, &world.nodes[1].to_string(), "/index"]);
             format!("{}; {}", slot.await, one(&[&of_backup, &first, "/index"]))
         }
         At::Shipping => {
             let agent = &world.fleet.hosts[0].agent.address;
-            running.until_phase(agent, "shipping").await;
+            running.until("shipping", &[agent]).await;
             none(&[&of_backup, "/manifest.json"]);
             format!("{}; phase shipping", slot.await)
         }
         At::Shipped => {
             for host in &world.fleet.hosts {
-                running.until_phase(&host.agent.address, "shipped").await;
+                running.until("shipped", &[&host.agent.address]).await;
             }
             assert_eq!(world.slots(0).await, "", "its WAL is in the bucket");
             none(&[&of_backup, "/manifest.json"]);
@@ -218,7 +218,9 @@ async fn play(world: &mut World, row: Row<At>) -> Shown {
     let gate = hold(world, row.step);
     let mut running = world.start_backup();
     let held = gate.reached().await;
-    let started = running.until(|event| event["event"] == "started").await;
+    let started = running
+        .until_event(|event| event["event"] == "started")
+        .await;
     let id = started["backup_id"].as_str().unwrap().to_owned();
     let before = effect(world, row.step, &id, &mut running).await;
     let what = format!("{row}: held at {held}; there is {before}");

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use support::s3::{Hold, Operation, When};
 
-use crate::running::Running;
 use crate::table::{self, Row, Shown, Step, Victim};
 use crate::world::{PATIENCE, World, words};
+use support::running::Running;
 
 /// What `delete` has just done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,7 +254,7 @@ async fn dead_backup(world: &mut World, fenced: bool) -> String {
             key.contains(&first) && key.ends_with("/pack-00000")
         });
     let mut running = world.start_backup();
-    running.until_phase(&second, "copied").await;
+    running.until("copied", &[&second]).await;
     let key = complete.reached().await;
     let id = key
         .split("/backups/")

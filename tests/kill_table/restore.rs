@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use support::s3::{Hold, Operation, When};
 
-use crate::running::Running;
 use crate::table::{self, Row, Shown, Step, Victim};
 use crate::world::{PATIENCE, World, words};
+use support::running::Running;
 
 /// Flags of the agents: a client that is silent for 3 s is gone.
 const AGENT: [&str; 4] = ["--orphan-timeout", "5", "--client-timeout", "3"];
@@ -194,7 +194,7 @@ async fn effect(world: &World, step: At, running: &mut Running, gate: &Hold, hel
     };
     let phases = async |running: &mut Running, phase: &str| {
         for host in &world.fleet.hosts {
-            running.until_phase(&host.agent.address, phase).await;
+            running.until(phase, &[&host.agent.address]).await;
         }
     };
     let is_there = world.server().bytes(held).is_some();
@@ -299,7 +299,9 @@ async fn play(world: &mut World, backup: &str, row: Row<At>) -> Shown {
     let held = gate.reached().await;
     let before = effect(world, row.step, &mut running, &gate, &held).await;
     println!("{row}: held at {held}; there is {before}");
-    let started = running.until(|event| event["event"] == "started").await;
+    let started = running
+        .until_event(|event| event["event"] == "started")
+        .await;
     let operation = started["operation"].as_str().unwrap().to_owned();
     let how = kill(world, row, running, gate).await;
     world.revive(row.victim);

@@ -16,8 +16,8 @@ use support::postgres::{ClusterOptions, Installation};
 use support::s3::S3Server;
 use uuid::Uuid;
 
-use crate::running::Running;
 use crate::table::Victim;
+use support::running::Running;
 
 /// Flags of the agents: nobody is waited for long.
 const AGENT: [&str; 2] = ["--orphan-timeout", "5"];
@@ -112,7 +112,8 @@ impl World {
     /// Starts a command of this world's repository.
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         let repository = self.repository();
-        Running::start(&self.fleet, &words(args, &["--repo", &repository]))
+        let more = ["--repo", repository.as_str(), "--output", "json"];
+        Running::start(self.fleet.command(&words(args, &more)))
     }
 
     /// Runs one to its end.

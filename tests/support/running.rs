@@ -50,23 +50,35 @@ impl Running {
     /// # Panics
     /// If that does not come.
     pub async fn until(&mut self, phase: &str, agents: &[&str]) {
-        let mut waiting = agents.to_vec();
-        let all = async {
-            while !waiting.is_empty() {
-                let Some(line) = self.lines.recv().await else {
-                    return false;
-                };
+        for agent in agents {
+            self.until_event(|event| event["phase"] == phase && event["node"] == *agent)
+                .await;
+        }
+    }
+
+    /// Reads on until an event is the one, unless it has come before, and returns it.
+    ///
+    /// # Panics
+    /// If it does not come.
+    pub async fn until_event(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        let parse = |line: &str| serde_json::from_str(line).expect("every line is JSON");
+        let before = self.said.lines().map(parse).find(&is_it);
+        if let Some(event) = before {
+            return event;
+        }
+        let found = async {
+            while let Some(line) = self.lines.recv().await {
                 self.said.push_str(&line);
                 self.said.push('\n');
-                let event: Value = serde_json::from_str(&line).expect("every line is JSON");
-                if event["phase"] == phase {
-                    waiting.retain(|agent| event["node"] != *agent);
+                let event = parse(&line);
+                if is_it(&event) {
+                    return Some(event);
                 }
             }
-            true
+            None
         };
-        let all = tokio::time::timeout(LIMIT, all).await;
-        assert_eq!(all, Ok(true), "never {phase}: {}", self.said);
+        let found = tokio::time::timeout(LIMIT, found).await.ok().flatten();
+        found.unwrap_or_else(|| panic!("it never came: {}", self.said))
     }
 
     /// Sends a signal.
