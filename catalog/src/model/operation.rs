@@ -20,7 +20,7 @@ pub struct OperationRecord {
     /// What.
     #[serde(flatten)]
     pub event: OperationEvent,
-    /// Random, see [`Repository::nonce`].
+    /// Random, see [`Repository::nonce`](super::Repository::nonce).
     pub nonce: Uuid,
 }
 
