@@ -8,7 +8,7 @@ use agent_api::{
     ApiError, BackupSpec, Credentials, Look, MarkRequest, MarkResult, Observed, OperationSpec,
     Phase, RepositoryAccess, Secret, StartOperation,
 };
-use catalog::ids::{BackupId, EpochId};
+use catalog::ids::BackupId;
 use gs_pitr::proof::{self, Node, Rules};
 use jiff::Timestamp;
 use pipeline::store::s3::CredentialSource;
@@ -17,6 +17,7 @@ use support::bucket::Bucket;
 use support::fleet::Fleet;
 use support::os::{self, Scratch};
 use support::postgres::{self, Cluster, Installation};
+use support::registered::register;
 use uuid::Uuid;
 
 use crate::roll::{self, Copy};
@@ -68,6 +69,9 @@ impl Marker {
         else {
             panic!("static credentials are wanted");
         };
+        let machine = client.node().await.unwrap().machine_id;
+        let database = database(fleet, host);
+        let (node_id, epoch) = register(bucket.store(), database, &machine).await;
         let request = StartOperation {
             operation: Uuid::now_v7(),
             repository: RepositoryAccess {
@@ -85,8 +89,8 @@ impl Marker {
             bandwidth: None,
             spec: OperationSpec::Backup(BackupSpec {
                 backup_id: BackupId::generate(Timestamp::now(), true),
-                node_id: Uuid::new_v4(),
-                epoch: EpochId::generate(1),
+                node_id,
+                epoch,
                 attempt: 1,
                 jobs: 1,
                 level: 1,
