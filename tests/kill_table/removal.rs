@@ -164,12 +164,7 @@ fn hold_delete(world: &World, step: Delete, id: &str) -> Hold {
 async fn play_delete(world: &mut World, row: Row<Delete>) -> Shown {
     let _newer = world.backup_again().await;
     // The oldest: no other backup can be recovered to its point, so that goes too.
-    let shown = world.run(&["show"]).good().result();
-    let mut backups = shown["backups"].as_array().unwrap().iter();
-    let oldest = backups.find(|backup| backup["status"] == "complete");
-    let oldest = oldest.expect("a complete backup");
-    let of = |field: &str| oldest[field].as_str().unwrap().to_owned();
-    let (id, point) = (of("id"), of("point"));
+    let (id, point) = world.by_age().swap_remove(0);
     let logged = world.keys(&["log/"]).len();
     let copies = objects(world, &id);
     let gate = hold_delete(world, row.step, &id);
@@ -287,7 +282,7 @@ async fn play_prune(world: &mut World, row: Row<Prune>) -> Shown {
     let kept = kept["backup_id"].as_str().unwrap().to_owned();
     // Afterwards: the next backup would fence it.
     let dead = dead_backup(world, row.step != Prune::Fence).await;
-    let oldest = world.listed("complete").into_iter().next().unwrap();
+    let (oldest, _) = world.by_age().swap_remove(0);
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     let gate = hold_prune(world, row.step, &dead);
     let args = ["prune", "--yes", "--grace", "1s", "--keep-full", "1"];

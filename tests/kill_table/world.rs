@@ -185,6 +185,25 @@ impl World {
             .collect()
     }
 
+    /// Complete backups, the oldest first, each with its point. Ids do not say it: two may begin within a second.
+    pub(crate) fn by_age(&self) -> Vec<(String, String)> {
+        let listed = self.run(&["show"]).good().result();
+        let all = listed["backups"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let those = all.filter(|backup| backup["status"] == "complete");
+        let mut those: Vec<_> = those
+            .map(|backup| {
+                let begun: jiff::Timestamp = text(&backup["started"]).parse().unwrap();
+                (begun, text(&backup["id"]), text(&backup["point"]))
+            })
+            .collect();
+        those.sort();
+        those
+            .into_iter()
+            .map(|(_, id, point)| (id, point))
+            .collect()
+    }
+
     /// Keys of objects below the repository that contain all of `parts`.
     pub(crate) fn keys(&self, parts: &[&str]) -> Vec<String> {
         let prefix = format!("{}/", self.prefix);
@@ -333,7 +352,7 @@ impl World {
 
     /// The newest backup that is listed does restore: over both databases.
     pub(crate) async fn assert_restores(&self) {
-        let newest = self.listed("complete").pop_last().expect("a backup");
+        let (newest, _) = self.by_age().pop().expect("a backup");
         let nodes = self.addresses();
         let args = [
             "restore",
