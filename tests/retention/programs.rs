@@ -37,8 +37,13 @@ fn listed(fleet: &Fleet, status: &str) -> Vec<String> {
     let shown = json(fleet, &["show"]).good().result();
     let backups = shown["backups"].as_array().unwrap().iter();
     let with = backups.filter(|it| it["status"] == status);
-    with.map(|it| it["id"].as_str().unwrap().to_owned())
-        .collect()
+    // By when they began: ids of one second are in no order.
+    let begun = |it: &Value| -> Option<jiff::Timestamp> { it["started"].as_str()?.parse().ok() };
+    let mut with: Vec<_> = with
+        .map(|it| (begun(it), it["id"].as_str().unwrap().to_owned()))
+        .collect();
+    with.sort();
+    with.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Every backup that the catalog lists as complete has its objects and its WAL.
