@@ -4,6 +4,7 @@ mod agents;
 mod args;
 mod certs;
 mod commands;
+mod consent;
 mod coordinator;
 mod exit;
 mod failure;

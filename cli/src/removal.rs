@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::consent;
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
 use crate::leased::Leased;
@@ -84,17 +85,9 @@ impl Removal<'_> {
     }
 
     async fn agreed(&self, cancel: &CancellationToken) -> Result<()> {
-        if self.settings.yes() {
-            return Ok(());
-        }
-        let (printer, question) = (self.printer.clone(), self.question.to_owned());
-        let asked = tokio::task::spawn_blocking(move || printer.confirm(&question));
-        match unless(cancel, async { Ok(asked.await.ok().flatten()) }).await? {
-            Some(true) => Ok(()),
-            Some(false) => Err(Failure::cancelled().next("answer `yes`, or use `--yes`")),
-            None => Err(Failure::usage("nothing is deleted: there is nobody to ask")
-                .next("use `--yes`, or `--dry-run` to see the plan only")),
-        }
+        let nobody = Failure::usage("nothing is deleted: there is nobody to ask")
+            .next("use `--yes`, or `--dry-run` to see the plan only");
+        consent::agreed(self.question, nobody, self.settings, self.printer, cancel).await
     }
 
     async fn leased(

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agents;
+use crate::consent;
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
 use crate::leased::Leased;
@@ -106,11 +107,7 @@ struct Job<'a> {
 
 /// Runs the command.
 pub(crate) async fn run(args: &RestoreArgs, settings: &Settings, printer: &Printer) -> Result<()> {
-    // Asked before the first request: what nobody can agree to need not be planned.
-    if !settings.yes() && !Printer::can_ask() {
-        let message = "`--yes` is missing, and there is no terminal to ask for a yes at";
-        return Err(Failure::usage(message).next("run it again with `--yes`"));
-    }
+    consent::possible(settings)?;
     if let Some(target) = &args.target_dir {
         check_target(target)?;
     }
@@ -264,18 +261,6 @@ pub(crate) async fn agreed(
     printer: &Printer,
     cancel: &CancellationToken,
 ) -> Result<()> {
-    if settings.yes() {
-        return Ok(());
-    }
-    let printer = printer.clone();
-    let asked = tokio::task::spawn_blocking(move || printer.confirm(question));
-    let answer = tokio::select! {
-        answer = asked => answer.ok().flatten(),
-        () = cancel.cancelled() => return Err(Failure::cancelled()),
-    };
-    match answer {
-        Some(true) => Ok(()),
-        Some(false) => Err(Failure::cancelled().next("answer `yes`, or use `--yes`")),
-        None => Err(Failure::usage("there is nobody to ask").next("use `--yes`")),
-    }
+    let nobody = Failure::usage("there is nobody to ask").next("use `--yes`");
+    consent::agreed(question, nobody, settings, printer, cancel).await
 }

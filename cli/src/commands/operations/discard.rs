@@ -14,6 +14,7 @@ use super::DiscardArgs;
 use super::reach::{self, Reached};
 use crate::agents::Agent;
 use crate::commands::restore::agreed;
+use crate::consent;
 use crate::failure::{Failure, Result};
 use crate::operations::Live;
 use crate::printer::Printer;
@@ -26,10 +27,7 @@ type Kept = (Arc<Agent>, Vec<String>);
 
 /// Runs the command.
 pub(super) async fn run(args: &DiscardArgs, settings: &Settings, printer: &Printer) -> Result<()> {
-    if !settings.yes() && !Printer::can_ask() {
-        let message = "`--yes` is missing, and there is no terminal to ask for a yes at";
-        return Err(Failure::usage(message).next("run it again with `--yes`"));
-    }
+    consent::possible(settings)?;
     let (live, cancel) = (Live::default(), CancellationToken::new());
     let work = work(args, settings, printer, &cancel);
     signals::guarded(Uuid::now_v7(), settings, printer, &live, &cancel, work).await

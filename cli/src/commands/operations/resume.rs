@@ -18,6 +18,7 @@ use super::ResumeArgs;
 use super::list::{self, State};
 use super::reach::{self, Reached};
 use crate::commands::restore::{agreed, report};
+use crate::consent;
 use crate::failure::{Failure, Result};
 use crate::leased::Leased;
 use crate::operations::{Live, Operation};
@@ -39,10 +40,7 @@ struct Job<'a> {
 
 /// Runs the command.
 pub(super) async fn run(args: &ResumeArgs, settings: &Settings, printer: &Printer) -> Result<()> {
-    if !settings.yes() && !Printer::can_ask() {
-        let message = "`--yes` is missing, and there is no terminal to ask for a yes at";
-        return Err(Failure::usage(message).next("run it again with `--yes`"));
-    }
+    consent::possible(settings)?;
     let (live, cancel) = (Live::default(), CancellationToken::new());
     let job = Job {
         args,

@@ -8,6 +8,7 @@ use catalog::verify::{Repair, Repaired, Report};
 use serde_json::json;
 
 use super::Job;
+use crate::consent;
 use crate::failure::{Failure, Result};
 use crate::journalled::{self, Journalled};
 use crate::leased::Leased;
@@ -114,21 +115,7 @@ async fn agreed(job: &Job<'_>, repairs: &[&Repair]) -> Result<()> {
     let fields = json!({"repairs": lines});
     let text = format!("would repair:\n  {}", lines.join("\n  "));
     job.printer.event("plan", fields, Some(&text));
-    if job.settings.yes() {
-        return Ok(());
-    }
-    let printer = job.printer.clone();
-    let asked = tokio::task::spawn_blocking(move || printer.confirm("Repair all of this?"));
-    let answer = tokio::select! {
-        answer = asked => answer.ok().flatten(),
-        () = job.cancel.cancelled() => return Err(Failure::cancelled()),
-    };
-    match answer {
-        Some(true) => Ok(()),
-        Some(false) => Err(Failure::cancelled().next("answer `yes`, or use `--yes`")),
-        None => {
-            let message = "nothing is repaired: there is nobody to ask";
-            Err(Failure::usage(message).next("use `--yes`"))
-        }
-    }
+    let nobody = Failure::usage("nothing is repaired: there is nobody to ask").next("use `--yes`");
+    let question = "Repair all of this?";
+    consent::agreed(question, nobody, job.settings, job.printer, &job.cancel).await
 }
