@@ -6,6 +6,7 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
@@ -36,26 +37,45 @@ struct Shared {
     /// Part buffers kept for reuse, because fresh pages cost a fault each. They live in what is free of the
     /// budget and are given back to the system as soon as somebody else needs it.
     spare: Mutex<Vec<Vec<u8>>>,
+    /// What it is a part of.
+    _of: Option<BudgetLease>,
 }
 
 /// Bytes taken from a [`Budget`]; they go back when this is dropped.
 #[derive(Debug)]
 pub struct BudgetLease {
     _permit: OwnedSemaphorePermit,
+    /// A part goes back to the whole when the last lease of it has.
+    _budget: Arc<Shared>,
 }
 
 impl Budget {
     /// A budget of `total_bytes` (rounded down to whole KiB).
     #[must_use]
     pub fn new(total_bytes: usize) -> Self {
+        Self::with(total_bytes, None)
+    }
+
+    fn with(total_bytes: usize, of: Option<BudgetLease>) -> Self {
         let total = (total_bytes / UNIT).min(Semaphore::MAX_PERMITS);
         Self {
             shared: Arc::new(Shared {
                 free: Arc::new(Semaphore::new(total)),
                 total,
                 spare: Mutex::default(),
+                _of: of,
             }),
         }
+    }
+
+    /// A budget for somebody who must not wait for what others hold: `bytes` of this one (rounded up to whole KiB), for as long as it
+    /// or a lease of it lives.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setup`] if so much is not free now; `what` says for what.
+    pub fn part(&self, bytes: usize, what: &str) -> Result<Self, PipelineError> {
+        let lease = self.reserve(bytes, what)?;
+        Ok(Self::with(bytes.next_multiple_of(UNIT), Some(lease)))
     }
 
     /// The whole budget in bytes.
@@ -86,8 +106,7 @@ impl Budget {
         let permit = or_cancelled(cancel, free.acquire_many_owned(units(bytes))).await?;
         // Nobody closes the semaphore.
         let permit = permit.map_err(|_| PipelineError::Cancelled)?;
-        self.trim();
-        Ok(BudgetLease { _permit: permit })
+        Ok(self.lease(permit))
     }
 
     /// Takes `bytes` for as long as a job runs, at its start, or refuses.
@@ -99,14 +118,20 @@ impl Budget {
             .ok_or_else(|| self.too_small(bytes, what))
     }
 
-    fn try_acquire(&self, bytes: usize) -> Option<BudgetLease> {
+    /// Takes `bytes` if so much is free now.
+    pub(crate) fn try_acquire(&self, bytes: usize) -> Option<BudgetLease> {
         let free = Arc::clone(&self.shared.free);
         match free.try_acquire_many_owned(units(bytes)) {
-            Ok(permit) => {
-                self.trim();
-                Some(BudgetLease { _permit: permit })
-            }
+            Ok(permit) => Some(self.lease(permit)),
             Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => None,
+        }
+    }
+
+    fn lease(&self, permit: OwnedSemaphorePermit) -> BudgetLease {
+        self.trim();
+        BudgetLease {
+            _permit: permit,
+            _budget: Arc::clone(&self.shared),
         }
     }
 
@@ -181,14 +206,36 @@ impl Reserve {
         what: &str,
     ) -> Result<Self, PipelineError> {
         let lease = budget.reserve(parts * PART_SIZE + extra, what)?;
-        Ok(Self {
+        Ok(Self::of(budget, parts, lease))
+    }
+
+    /// The same, but waits up to `patience`: jobs that run give back what they have taken of the pool.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setup`] if that is not free by then; [`PipelineError::Cancelled`].
+    pub(crate) async fn within(
+        patience: Duration,
+        budget: &Budget,
+        parts: usize,
+        extra: usize,
+        what: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Self, PipelineError> {
+        let bytes = parts * PART_SIZE + extra;
+        let lease = tokio::time::timeout(patience, budget.acquire(bytes, cancel)).await;
+        let lease = lease.map_err(|_| budget.too_small(bytes, what))??;
+        Ok(Self::of(budget, parts, lease))
+    }
+
+    fn of(budget: &Budget, parts: usize, lease: BudgetLease) -> Self {
+        Self {
             budget: budget.clone(),
             own: Arc::new(Own {
                 parts: Arc::new(Semaphore::new(parts)),
                 spare: Mutex::default(),
                 _lease: lease,
             }),
-        })
+        }
     }
 
     /// An empty part buffer: an own one if one is at home, else of the pool, else whichever comes first.
@@ -368,6 +415,23 @@ mod tests {
             reserve.buffer(&cancel).await.is_err(),
             "a cancel ends the wait too"
         );
+    }
+
+    #[tokio::test]
+    async fn a_part_is_nobody_elses_and_goes_back_with_its_last_lease() {
+        let budget = Budget::new(3 * MIB);
+        let cancel = CancellationToken::new();
+        let part = budget.part(MIB + 1, "a test").unwrap();
+        assert_eq!(part.total_bytes(), MIB + UNIT);
+        let rest = budget.reserve(2 * MIB - UNIT, "the rest").unwrap();
+        assert_eq!(budget.free_bytes(), 0);
+        let lease = part.acquire(MIB, &cancel).await.unwrap();
+        assert_eq!(part.free_bytes(), UNIT);
+        assert!(budget.part(UNIT, "another").is_err());
+        drop((part, rest));
+        assert_eq!(budget.free_bytes(), 2 * MIB - UNIT, "a lease still has it");
+        drop(lease);
+        assert_eq!(budget.free_bytes(), 3 * MIB);
     }
 
     #[tokio::test]

@@ -92,6 +92,17 @@ impl Downloader {
         self.meter.add_stored(bytes);
     }
 
+    /// For objects that are read by other means: counts `bytes` as decompressed.
+    pub fn count_plain(&self, bytes: u64) {
+        self.meter.add_plain(bytes);
+    }
+
+    /// The budget that pays for all buffers.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// The same, ended by another token.
     pub(crate) fn with_cancel(&self, cancel: CancellationToken) -> Self {
         Self {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -28,7 +29,7 @@ use crate::threads;
 
 use files::Files;
 use plan::{Piece, Plan};
-pub(crate) use plan::{Slice, slices_of};
+pub(crate) use plan::{Slice, check_extents, slices_of};
 
 /// How to extract.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,8 @@ pub struct Extracted {
     pub plain_bytes: u64,
 }
 
+/// How long a copy waits for others to give back memory of the pool before it is refused.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Bytes of memory that a frame of a table takes.
 const TABLE_ENTRY: usize = 48;
 
@@ -69,7 +72,8 @@ const TABLE_ENTRY: usize = 48;
 /// relative and without `..`, where they end up is `map`'s own doing. Files and links must not exist;
 /// directories may. All-zero frames become holes.
 ///
-/// Takes one part (8 MiB), 1 MiB a job and 3 MiB of the budget; more parts while the pool has some.
+/// Takes one part (8 MiB), 1 MiB a job and 3 MiB of the budget, for which it waits up to a minute; more parts while the pool has
+/// some.
 ///
 /// # Errors
 /// [`PipelineError::Damaged`] if anything stored is missing or not what was written, naming the object and the place;
@@ -89,7 +93,8 @@ pub async fn extract(
         return Err(PipelineError::Setup(what));
     }
     let extra = options.jobs * FRAME_PLAIN_MAX + FRAMES_MAX as usize * TABLE_ENTRY;
-    let reserve = Reserve::new(&downloader.budget, 1, extra, "a restore")?;
+    let (budget, cancel) = (&downloader.budget, &downloader.cancel);
+    let reserve = Reserve::within(PATIENCE, budget, 1, extra, "a restore", cancel).await?;
     let fault = Fault::new(downloader.cancel.child_token());
     // However this future ends, everything that it started ends too.
     let _guard = fault.token().clone().drop_guard();

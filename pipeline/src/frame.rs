@@ -190,22 +190,48 @@ impl FrameDecoder {
         stored: &[u8],
         stamp: &FrameStamp,
     ) -> Result<&[u8], FrameDamage> {
-        if stored.len() != stamp.stored_len as usize {
-            return Err(FrameDamage::Length);
-        }
-        let plain_len = stamp.plain_len as usize;
-        let plain = self.plain.get_mut(..plain_len);
+        let plain = self.plain.get_mut(..stamp.plain_len as usize);
         let plain = plain.ok_or(FrameDamage::TooLarge)?;
-        let sha256: Sha256Digest = Sha256::digest(stored).into();
-        if sha256 != stamp.sha256 {
-            return Err(FrameDamage::Hash);
+        decode(&mut self.decompressor, stored, stamp, plain)?;
+        Ok(plain)
+    }
+
+    /// The same into a buffer of the caller's, which must have exactly the stamp's plain length. What is in it
+    /// after an error is not to be used.
+    ///
+    /// # Errors
+    /// What is wrong with the frame.
+    pub fn decode_verified_into(
+        &mut self,
+        stored: &[u8],
+        stamp: &FrameStamp,
+        plain: &mut [u8],
+    ) -> Result<(), FrameDamage> {
+        if plain.len() != stamp.plain_len as usize {
+            return Err(FrameDamage::PlainLength);
         }
-        // A buffer of exactly the size expected: a frame that holds more is an error of zstd's own.
-        match self.decompressor.decompress_to_buffer(stored, plain) {
-            Ok(written) if written == plain_len => Ok(plain),
-            Ok(_) => Err(FrameDamage::PlainLength),
-            Err(_) => Err(FrameDamage::Codec),
-        }
+        decode(&mut self.decompressor, stored, stamp, plain)
+    }
+}
+
+/// `plain` has exactly the size expected: a frame that holds more is an error of zstd's own.
+fn decode(
+    decompressor: &mut Decompressor<'static>,
+    stored: &[u8],
+    stamp: &FrameStamp,
+    plain: &mut [u8],
+) -> Result<(), FrameDamage> {
+    if stored.len() != stamp.stored_len as usize {
+        return Err(FrameDamage::Length);
+    }
+    let sha256: Sha256Digest = Sha256::digest(stored).into();
+    if sha256 != stamp.sha256 {
+        return Err(FrameDamage::Hash);
+    }
+    match decompressor.decompress_to_buffer(stored, plain) {
+        Ok(written) if written == plain.len() => Ok(()),
+        Ok(_) => Err(FrameDamage::PlainLength),
+        Err(_) => Err(FrameDamage::Codec),
     }
 }
 

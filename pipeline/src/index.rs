@@ -132,6 +132,16 @@ impl IndexBuilder {
         kind: Kind,
     ) -> Result<FileId, PipelineError> {
         check_path(path).map_err(|what| PipelineError::Setup(format!("`{path}`: {what}")))?;
+        self.insert(path, mode, mtime, kind)
+    }
+
+    fn insert(
+        &self,
+        path: &str,
+        mode: u32,
+        mtime: Option<i64>,
+        kind: Kind,
+    ) -> Result<FileId, PipelineError> {
         let mut state = self.state();
         let id = u32::try_from(state.items.len())
             .map_err(|_| PipelineError::Setup("more than 2^32 files".into()))?;
@@ -170,6 +180,34 @@ impl IndexBuilder {
     /// [`PipelineError::Setup`] for a bad path.
     pub fn file(&self, path: &str, mode: u32, mtime: Option<i64>) -> Result<FileId, PipelineError> {
         self.push(path, mode, mtime, Kind::Open)
+    }
+
+    /// Announces a file whose bytes will follow and whose name is not settled yet. Left out if it never gets one.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setup`] for more than 2^32 files.
+    pub fn unnamed(&self) -> Result<FileId, PipelineError> {
+        self.insert("", 0, None, Kind::Open)
+    }
+
+    /// Names a file, as [`Self::file`] does in the first place.
+    ///
+    /// # Errors
+    /// [`PipelineError::Setup`] for a bad path.
+    pub fn name_file(
+        &self,
+        file: FileId,
+        path: &str,
+        mode: u32,
+        mtime: Option<i64>,
+    ) -> Result<(), PipelineError> {
+        check_path(path).map_err(|what| PipelineError::Setup(format!("`{path}`: {what}")))?;
+        if let Some(item) = self.state().items.get_mut(file.0 as usize) {
+            item.path = path.into();
+            item.mode = mode & 0o7777;
+            item.mtime = mtime;
+        }
+        Ok(())
     }
 
     /// Says where bytes of a file are, in any order, from any thread.

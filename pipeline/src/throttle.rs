@@ -1,4 +1,4 @@
-//! A limit on bytes per second that can be changed while bytes flow.
+//! A limit on bytes (or anything else that is counted) per second that can be changed while they flow.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -87,6 +87,12 @@ impl Throttle {
         bucket.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The limit in bytes per second; `None`: there is none.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        self.bucket().rate
+    }
+
     /// Changes the limit, also for those who are waiting now. An old debt is forgiven.
     pub fn set_rate(&self, rate: Option<u64>) {
         {
@@ -94,6 +100,22 @@ impl Throttle {
             bucket.rate = rate.map(|rate| rate.max(1));
             bucket.tokens = 0.0;
             bucket.filled = Instant::now();
+        }
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Changes the limit, also for those who are waiting now. What was overdrawn stays to be paid: for limits that change all the
+    /// time.
+    pub fn retune(&self, rate: u64) {
+        let rate = rate.max(1);
+        {
+            let mut bucket = self.bucket();
+            match bucket.rate {
+                Some(old) => bucket.refill(old, Instant::now()),
+                None => bucket.filled = Instant::now(),
+            }
+            bucket.rate = Some(rate);
+            bucket.tokens = bucket.tokens.min(float(rate) / 4.0);
         }
         self.shared.changed.notify_waiters();
     }
@@ -153,6 +175,17 @@ mod tests {
         bucket.rate = None;
         let seconds = seconds_for(&mut bucket, 1000, 8 * MIB);
         assert!(seconds < 0.001, "{seconds} s");
+    }
+
+    #[tokio::test]
+    async fn a_debt_outlives_a_limit_that_is_tuned() {
+        let throttle = Throttle::new(Some(1000));
+        throttle.take(1_000_000).await;
+        throttle.retune(100_000);
+        let left = throttle.bucket().tokens;
+        assert!((-1_000_000.0..-900_000.0).contains(&left), "{left}");
+        throttle.set_rate(Some(100_000));
+        assert!(throttle.bucket().tokens.abs() < f64::EPSILON);
     }
 
     #[test]

@@ -65,15 +65,19 @@ impl PackReader {
         }
     }
 
+    /// A range of the object, to be read piece by piece.
+    pub(crate) fn ranged(&self, range: Range<u64>) -> Ranged {
+        let (downloader, key) = (self.downloader.clone(), self.key.clone());
+        Ranged::new(downloader, key, range, self.info.size)
+    }
+
     /// Fills an empty buffer with the stored bytes of consecutive frames, which must fit.
     pub(crate) async fn fetch(
         &self,
         frames: &Range<u32>,
         buffer: &mut PartBuffer,
     ) -> Result<(), PipelineError> {
-        let place = self.place(frames)?;
-        let (downloader, key) = (self.downloader.clone(), self.key.clone());
-        let mut ranged = Ranged::new(downloader, key, place, self.info.size);
+        let mut ranged = self.ranged(self.place(frames)?);
         while let Some(chunk) = ranged.next().await? {
             if buffer.append(&chunk) != chunk.len() {
                 return Err(self.damaged(format!("frames {frames:?} do not fit in a buffer")));

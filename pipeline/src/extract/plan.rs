@@ -185,7 +185,11 @@ impl Plan {
     }
 }
 
-fn check_extents(entry: &IndexEntry, frames: &BTreeMap<u32, u32>) -> Result<(), String> {
+/// Checks that an entry names only frames that the manifest's packs have; `frames`: how many, by pack number.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn check_extents(entry: &IndexEntry, frames: &BTreeMap<u32, u32>) -> Result<(), String> {
     let EntryKind::File { extents, .. } = &entry.kind else {
         return Ok(());
     };

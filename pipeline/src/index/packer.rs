@@ -9,6 +9,8 @@ use crate::pack::{Extent, FRAME_PLAIN_MAX, Lane};
 /// A piece of a file below this many bytes shares a frame with others: 256 KiB.
 pub const SHARE_BELOW: usize = 256 << 10;
 
+static ZEROS: [u8; FRAME_PLAIN_MAX] = [0; FRAME_PLAIN_MAX];
+
 /// Cuts chunks of files into frames for one lane, and tells the index where they are.
 ///
 /// A big file is read as independent chunks of, say, 16 MiB by several threads, each with its own
@@ -65,10 +67,37 @@ impl FilePacker {
         file_offset: u64,
         plain: &[u8],
     ) -> Result<(), PipelineError> {
+        self.pieces(file, file_offset, plain.chunks(FRAME_PLAIN_MAX))
+    }
+
+    /// Stores `length` zeros as the bytes of `file` from `file_offset`. They take next to nothing, and a
+    /// gigabyte of them about a fifth of a second.
+    ///
+    /// # Errors
+    /// As [`Lane::write`].
+    pub fn zeros(
+        &mut self,
+        file: FileId,
+        file_offset: u64,
+        length: u64,
+    ) -> Result<(), PipelineError> {
+        let whole = length / FRAME_PLAIN_MAX as u64;
+        let rest = usize::try_from(length % FRAME_PLAIN_MAX as u64).unwrap_or(0);
+        let frames = (0..whole).map(|_| &ZEROS[..]);
+        let rest = ZEROS.get(..rest).filter(|rest| !rest.is_empty());
+        self.pieces(file, file_offset, frames.chain(rest))
+    }
+
+    fn pieces<'a>(
+        &mut self,
+        file: FileId,
+        file_offset: u64,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<(), PipelineError> {
         let mut run: Option<Waiting> = None;
         let mut run_place = (0, 0, 0);
         let mut at = file_offset;
-        for piece in plain.chunks(FRAME_PLAIN_MAX) {
+        for piece in pieces {
             let length = piece.len() as u64;
             if piece.len() < SHARE_BELOW {
                 self.share(file, at, piece)?;

@@ -86,7 +86,7 @@ impl Maker {
             let Some(item) = items.get(id as usize) else {
                 continue;
             };
-            if item.kind == Kind::Forgotten {
+            if item.kind == Kind::Forgotten || item.path.is_empty() {
                 continue;
             }
             if last == Some(&item.path) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -13,6 +14,7 @@ use crate::budget::{PartBuffer, Reserve};
 use crate::error::PipelineError;
 use crate::frame::{FRAME_STORED_MAX, FrameEncoder, FrameStamp, stored_bound};
 use crate::meter::Meter;
+use crate::pace::{self, Pace};
 use crate::store::Key;
 use crate::upload::{CHANNEL, Identity, PartMessage, UploadJob};
 
@@ -27,6 +29,9 @@ pub struct Lane {
     /// For a frame that might not fit in what is left of a part.
     scratch: Vec<u8>,
     open: Option<OpenPack>,
+    pace: Pace,
+    /// The thread's processor time when its last frame was paid for.
+    paid: Option<Duration>,
     finished: bool,
 }
 
@@ -56,8 +61,15 @@ impl Lane {
             encoder,
             scratch: Vec::new(),
             open: None,
+            pace: Pace::default(),
+            paid: None,
             finished: false,
         }
+    }
+
+    /// Lets it take of the processors what `pace` allows: all that its thread does counts, the reading too.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
     }
 
     /// Writes one frame of 1 byte to [`super::FRAME_PLAIN_MAX`] plain bytes; returns its pack and its place there.
@@ -68,7 +80,27 @@ impl Lane {
     pub fn write(&mut self, plain: &[u8]) -> Result<(u32, u32), PipelineError> {
         self.shared.fault.check()?;
         let written = self.write_frame(plain);
-        written.map_err(|error| self.shared.fault.instead_of(error))
+        let place = written.map_err(|error| self.shared.fault.instead_of(error))?;
+        self.pay();
+        Ok(place)
+    }
+
+    /// Waits until the pace allows what the thread did since it was here last. Whoever ends the set ends the waiting, and the next frame
+    /// says so.
+    fn pay(&mut self) {
+        let now = pace::thread_time();
+        let taken = now.saturating_sub(self.paid.replace(now).unwrap_or(now));
+        if !self.pace.spend(taken) {
+            return;
+        }
+        let cancel = self.shared.fault.token();
+        let paid = async {
+            tokio::select! {
+                () = self.pace.pay(taken) => {}
+                () = cancel.cancelled() => {}
+            }
+        };
+        self.shared.runtime.block_on(paid);
     }
 
     /// The counters of the operation.

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::format::ENTRY;
@@ -40,6 +42,24 @@ impl Default for PackOptions {
     }
 }
 
+impl PackOptions {
+    fn check(&self) -> Result<(), PipelineError> {
+        let what = if !(1..=64).contains(&self.lanes) {
+            format!("{} lanes were asked for, 1 to 64 can be", self.lanes)
+        } else if !(1..=19).contains(&self.level) {
+            format!("zstd level {} was asked for, 1 to 19 can be", self.level)
+        } else if !(1 << 20..=PACK_SIZE).contains(&self.pack_size) {
+            let size = self.pack_size;
+            format!("packs of {size} bytes were asked for, 1 MiB to 64 GiB can be")
+        } else {
+            return Ok(());
+        };
+        Err(PipelineError::Setup(what))
+    }
+}
+
+/// What errors call what needs the memory.
+const LANE: &str = "a lane";
 /// Bytes that a lane needs besides its part: the frame being made, small files waiting to share one, and
 /// the frame table.
 const LANE_EXTRA: usize = FRAME_STORED_MAX + FRAME_PLAIN_MAX + FRAMES_MAX as usize * ENTRY;
@@ -91,25 +111,44 @@ impl PackSet {
         key_of: KeyOf,
         options: PackOptions,
     ) -> Result<(Self, Vec<Lane>), PipelineError> {
-        let setup = |what: String| Err(PipelineError::Setup(what));
-        if !(1..=64).contains(&options.lanes) {
-            return setup(format!(
-                "{} lanes were asked for, 1 to 64 can be",
-                options.lanes
-            ));
+        options.check()?;
+        let reserve = |_| Reserve::new(&uploader.budget, 1, LANE_EXTRA, LANE);
+        let reserves = (0..options.lanes).map(reserve).collect::<Result<_, _>>()?;
+        Self::with(uploader, key_of, options, reserves)
+    }
+
+    /// The same, but what others hold of the budget is waited for: up to `patience` for all lanes together. Makes fewer of them, at
+    /// least one, if there is no room for all by then.
+    ///
+    /// # Errors
+    /// As [`Self::new`], if there is no room for one lane; [`PipelineError::Cancelled`].
+    pub async fn within(
+        patience: Duration,
+        uploader: &Uploader,
+        key_of: KeyOf,
+        options: PackOptions,
+    ) -> Result<(Self, Vec<Lane>), PipelineError> {
+        options.check()?;
+        let (until, budget) = (Instant::now() + patience, &uploader.budget);
+        let mut reserves = Vec::with_capacity(options.lanes);
+        for _ in 0..options.lanes {
+            let left = until.saturating_duration_since(Instant::now());
+            match Reserve::within(left, budget, 1, LANE_EXTRA, LANE, &uploader.cancel).await {
+                Ok(reserve) => reserves.push(reserve),
+                Err(PipelineError::Setup(_)) if !reserves.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
-        if !(1..=19).contains(&options.level) {
-            return setup(format!(
-                "zstd level {} was asked for, 1 to 19 can be",
-                options.level
-            ));
-        }
-        if !(1 << 20..=PACK_SIZE).contains(&options.pack_size) {
-            return setup(format!(
-                "packs of {} bytes were asked for, 1 MiB to 64 GiB can be",
-                options.pack_size
-            ));
-        }
+        Self::with(uploader, key_of, options, reserves)
+    }
+
+    /// A lane for each of `reserves`.
+    fn with(
+        uploader: &Uploader,
+        key_of: KeyOf,
+        options: PackOptions,
+        reserves: Vec<Reserve>,
+    ) -> Result<(Self, Vec<Lane>), PipelineError> {
         let runtime = Handle::try_current();
         let runtime = runtime.map_err(|error| PipelineError::Setup(error.to_string()))?;
         let fault = Fault::new(uploader.cancel.child_token());
@@ -124,9 +163,8 @@ impl PackSet {
             open_lanes: AtomicUsize::new(0),
             done: Mutex::default(),
         });
-        let mut lanes = Vec::with_capacity(options.lanes);
-        for _ in 0..options.lanes {
-            let reserve = Reserve::new(&uploader.budget, 1, LANE_EXTRA, "a lane")?;
+        let mut lanes = Vec::with_capacity(reserves.len());
+        for reserve in reserves {
             let encoder = FrameEncoder::new(options.level)?;
             lanes.push(Lane::new(Arc::clone(&shared), reserve, encoder));
         }
@@ -163,6 +201,16 @@ impl PackSet {
     pub async fn abort(self) {
         self.shared.fault.fail(PipelineError::Cancelled);
         self.settle().await;
+    }
+
+    /// Waits for the error that stops the set, whoever holds the set meanwhile. Never comes if the set is finished
+    /// and nothing goes wrong.
+    pub fn failed(&self) -> impl Future<Output = PipelineError> + Send + use<> {
+        let fault = self.shared.fault.clone();
+        async move {
+            fault.token().cancelled().await;
+            fault.check().err().unwrap_or(PipelineError::Cancelled)
+        }
     }
 
     /// The error that stopped the set, if one did.

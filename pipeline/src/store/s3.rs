@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::attempts::{Effect, Policy};
 use self::client::SignDigest;
+pub use self::config::S3Config;
 pub use self::credentials::CredentialSource;
 use self::credentials::Provider;
 use self::failure::{Failure, Subject};
@@ -38,6 +39,7 @@ mod attempts;
 mod body;
 mod client;
 mod clock;
+mod config;
 mod credentials;
 mod failure;
 mod listing;
@@ -46,72 +48,6 @@ mod versions;
 
 /// Bodies above this many bytes are hashed off the I/O threads.
 const HASH_INLINE: usize = 256 << 10;
-
-/// Where the store is and how to talk to it. [`Default`] has no bucket.
-#[derive(Clone)]
-pub struct S3Config {
-    /// The bucket's name.
-    pub bucket: String,
-    /// What all keys begin with, without `/` at its ends; empty for none.
-    pub prefix: String,
-    /// `https://host:port` or `http://host:port`; none for Amazon's own.
-    pub endpoint: Option<String>,
-    /// The region to sign for; none: `AWS_REGION`, `AWS_DEFAULT_REGION`, `us-east-1`.
-    pub region: Option<String>,
-    /// Whether the bucket stands in the path and not in the host's name; none: if there is an endpoint.
-    pub path_style: Option<bool>,
-    /// PEM certificates to trust instead of the system's.
-    pub ca_pem: Option<Vec<u8>>,
-    /// Where the keys come from.
-    pub credentials: CredentialSource,
-    /// The longest wait for a connection with TLS.
-    pub connect_timeout: Duration,
-    /// The longest wait for an answer once a request is sent, and for more bytes of a body.
-    pub reply_timeout: Duration,
-    /// Bytes per second: an upload's attempt may also take the time that its body needs at this rate.
-    pub slowest_upload: u64,
-    /// The longest wait for a multipart upload to be put together.
-    pub complete_timeout: Duration,
-    /// Attempts per call, the first included.
-    pub attempts: u32,
-    /// The pause after the first attempt; it doubles after each.
-    pub first_pause: Duration,
-    /// The longest pause between attempts.
-    pub longest_pause: Duration,
-}
-
-impl Default for S3Config {
-    fn default() -> Self {
-        Self {
-            bucket: String::new(),
-            prefix: String::new(),
-            endpoint: None,
-            region: None,
-            path_style: None,
-            ca_pem: None,
-            credentials: CredentialSource::Environment,
-            connect_timeout: Duration::from_secs(5),
-            reply_timeout: Duration::from_mins(1),
-            slowest_upload: 128 << 10,
-            complete_timeout: Duration::from_mins(10),
-            attempts: 6,
-            first_pause: Duration::from_millis(200),
-            longest_pause: Duration::from_secs(10),
-        }
-    }
-}
-
-impl fmt::Debug for S3Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3Config")
-            .field("bucket", &self.bucket)
-            .field("prefix", &self.prefix)
-            .field("endpoint", &self.endpoint)
-            .field("region", &self.region)
-            .field("credentials", &self.credentials)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A bucket, or the part of one below a prefix. Clones share connections.
 #[derive(Clone)]
@@ -140,7 +76,7 @@ impl S3Store {
     /// [`StoreError::Invalid`] if the configuration cannot be meant: no bucket, an endpoint that is no
     /// URL, a CA file without a certificate.
     pub fn new(mut config: S3Config) -> Result<Self, StoreError> {
-        check(&mut config)?;
+        config.check()?;
         let keys = Arc::new(Provider::new(config.credentials.clone()));
         let client = client::client(&config, &keys)?;
         let policy = Policy {
@@ -276,35 +212,6 @@ struct Got {
     length: u64,
     /// Bytes of the whole object.
     size: u64,
-}
-
-fn check(config: &mut S3Config) -> Result<(), StoreError> {
-    let invalid = |what: &str, words: &str| {
-        let subject = Subject {
-            operation: "set up",
-            key: what,
-        };
-        StoreError::Invalid(subject.detail(words))
-    };
-    if config.bucket.is_empty() || config.bucket.contains('/') {
-        return Err(invalid("bucket", "a bucket's name is needed, without `/`"));
-    }
-    if let Some(endpoint) = &mut config.endpoint {
-        let rest = endpoint
-            .strip_prefix("https://")
-            .or_else(|| endpoint.strip_prefix("http://"));
-        let host = rest.map(|rest| rest.trim_end_matches('/'));
-        if host.is_none_or(|host| host.is_empty() || host.contains(['/', ' ', '?', '@'])) {
-            let words = "not of the form https://host:port or http://host:port";
-            return Err(invalid(endpoint, words));
-        }
-        endpoint.truncate(endpoint.trim_end_matches('/').len());
-    }
-    config.prefix = config.prefix.trim_matches('/').to_owned();
-    if !config.prefix.is_empty() && Key::new(config.prefix.clone()).is_err() {
-        return Err(invalid(&config.prefix, "not a valid prefix"));
-    }
-    Ok(())
 }
 
 /// SHA-256 of a body, off the I/O threads if it is large.
@@ -590,32 +497,5 @@ mod tests {
         assert_eq!(store.key_of("a/b/c/d"), Some(Key::new("c/d").unwrap()));
         assert_eq!(store.key_of("a/bc"), None);
         assert_eq!(store.describe(), "s3://bucket/a/b at http://localhost:1");
-    }
-
-    #[tokio::test]
-    async fn what_cannot_be_meant_is_refused() {
-        for endpoint in ["host:9000", "ftp://host", "https://", "https://a/b"] {
-            let refused = S3Store::new(config(endpoint));
-            assert!(matches!(refused, Err(StoreError::Invalid(_))), "{endpoint}");
-        }
-        let no_bucket = S3Config {
-            bucket: String::new(),
-            ..config("http://h")
-        };
-        assert!(matches!(
-            S3Store::new(no_bucket),
-            Err(StoreError::Invalid(_))
-        ));
-        for pem in [
-            "",
-            "nonsense",
-            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        ] {
-            let bad_ca = S3Config {
-                ca_pem: Some(pem.into()),
-                ..config("https://h")
-            };
-            assert!(matches!(S3Store::new(bad_ca), Err(StoreError::Invalid(_))));
-        }
     }
 }

@@ -360,8 +360,20 @@ fn renew_at(now: SystemTime, expiry: Option<SystemTime>) -> SystemTime {
     expiry - RENEW_BEFORE.min(life / 2)
 }
 
+/// Whether a variable of ours holds a password.
+fn is_secret(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("GS_PITR_") && name.ends_with("PASSWORD")
+}
+
 async fn run(program: &str, arguments: &[String]) -> Result<Vec<u8>, String> {
-    let mut child = tokio::process::Command::new(program)
+    let mut command = tokio::process::Command::new(program);
+    // Passwords of ours are no business of another program, and would stand in its /proc.
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in ours.filter(|name| is_secret(name)) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(arguments.iter().map(OsStr::new))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
