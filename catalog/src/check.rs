@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 use crate::ids::{BackupId, PointId};
-use crate::model::{Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use crate::model::{Manifest, ManifestState, Metadata, NodeBackup, NodePoint, Point};
 use crate::wal::WalName;
 
 /// Why a manifest cannot be the one of `id`.
@@ -22,7 +22,56 @@ pub(crate) fn manifest(manifest: &Manifest, id: &BackupId) -> Result<(), String>
     }
     unique(manifest.nodes.iter().map(|node| node.node_id))?;
     for node in &manifest.nodes {
-        node_backup(node).map_err(|why| format!("node {}: {why}", node.node_id))?;
+        let checked = node_backup(node).and_then(|()| increment(manifest, node));
+        checked.map_err(|why| format!("node {}: {why}", node.node_id))?;
+    }
+    Ok(())
+}
+
+/// Why a copy cannot be of a backup of this kind.
+fn increment(manifest: &Manifest, node: &NodeBackup) -> Result<(), String> {
+    let Some(probackup) = &node.probackup else {
+        return match &manifest.parent {
+            None => Ok(()),
+            Some(_) => Err("it is whole, in a backup that builds on another".to_owned()),
+        };
+    };
+    if probackup.mode.name() != manifest.mode {
+        let (copy, backup) = (probackup.mode, &manifest.mode);
+        return Err(format!("a {copy} copy in a {backup} backup"));
+    }
+    let parent = probackup.parent.as_ref().map(|parent| &parent.backup_id);
+    if parent != manifest.parent.as_ref() || parent.is_some() != probackup.mode.is_increment() {
+        return Err("its parent is not that of the backup".to_owned());
+    }
+    let (id, instance) = (&probackup.id, &probackup.instance);
+    let plain = |name: &str| !name.is_empty() && name.bytes().all(|it| it.is_ascii_alphanumeric());
+    if !plain(id) || !plain(instance) {
+        return Err(format!("`{instance}/{id}` names no backup of a catalog"));
+    }
+    for wal in &probackup.wal {
+        segment(&wal.segment)?;
+        pipeline::index::check_path(&wal.path).map_err(|why| format!("`{}`: {why}", wal.path))?;
+    }
+    Ok(())
+}
+
+/// Why `child` cannot build on `parent`.
+pub(crate) fn builds_on(child: &Manifest, parent: &Manifest) -> Result<(), String> {
+    for node in &child.nodes {
+        let of = |what: &str| format!("node {}: {what}", node.node_id);
+        let link = node.probackup.as_ref().and_then(|it| it.parent.as_ref());
+        let below = parent.nodes.iter().find(|it| it.node_id == node.node_id);
+        let (Some(link), Some(below)) = (link, below) else {
+            return Err(of("the backup that it builds on has no copy of it"));
+        };
+        let id = below.probackup.as_ref().map(|it| &it.id);
+        if id != Some(&link.id) || below.attempt != link.attempt {
+            return Err(of("the backup that it builds on has another copy of it"));
+        }
+        if below.epoch != node.epoch {
+            return Err(of("the backup that it builds on is of another epoch"));
+        }
     }
     Ok(())
 }
@@ -36,8 +85,19 @@ pub(crate) fn point(point: &Point, id: &PointId) -> Result<(), String> {
         return Err("it has no nodes".to_owned());
     }
     unique(point.nodes.iter().map(|node| node.node_id))?;
+    if let Some(metadata) = &point.metadata {
+        hash(&metadata.sha256).map_err(|why| format!("its metadata: {why}"))?;
+    }
     for node in &point.nodes {
         node_point(node).map_err(|why| format!("node {}: {why}", node.node_id))?;
+    }
+    Ok(())
+}
+
+/// Why an object cannot be the metadata of `id`.
+pub(crate) fn metadata(metadata: &Metadata, id: &PointId) -> Result<(), String> {
+    if metadata.point_id != *id {
+        return Err(format!("it says it is of point {}", metadata.point_id));
     }
     Ok(())
 }

@@ -18,10 +18,12 @@ const MIDDLE: &[u8] = b",\"sha256\":\"";
 const TAIL: &[u8] = b"\"}";
 const HEX_LEN: usize = 64;
 
-/// Most stored bytes of a JSON object that is not a manifest: 1 MiB.
+/// Most stored bytes of a JSON object that is neither a manifest nor metadata: 1 MiB.
 pub const OBJECT_LIMIT: usize = 1 << 20;
 /// Most stored bytes of a manifest: 8 MiB. Decoded, hostile JSON takes about 16 times its size.
 pub const MANIFEST_LIMIT: usize = 8 << 20;
+/// Most stored bytes of a point's metadata: 32 MiB. A proxy takes no more than some of them back within a minute.
+pub const METADATA_LIMIT: usize = 32 << 20;
 
 /// An object as it is stored.
 #[derive(Debug, Clone)]

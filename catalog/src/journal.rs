@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
@@ -23,6 +24,12 @@ use crate::model::{Holder, OperationEvent, OperationRecord};
 use crate::put::{self, Outcome};
 use crate::repo::LogHead;
 use crate::wal::WalName;
+
+/// Kind of the operation of an agent that ships WAL all the time. It makes no backup, and its journal is ended and begun anew at
+/// least every [`WAL_JOURNAL`].
+pub const WAL_SERVICE: &str = "wal";
+/// How long such a journal is kept at most.
+pub const WAL_JOURNAL: Duration = Duration::from_hours(8);
 
 /// Packs announced together: one record for the first 512 GiB of a copy.
 const PACKS_AHEAD: u32 = 8;

@@ -8,14 +8,15 @@ use crate::model::LeaseScope;
 use crate::wal::WalName;
 
 /// Every top-level name that a repository uses below its prefix.
-pub const ROOTS: [&str; 8] = [
-    REPOSITORY, LOG, "lease/", NODES, BACKUPS, "wal/", POINTS, OPERATIONS,
+pub const ROOTS: [&str; 9] = [
+    REPOSITORY, LOG, "lease/", NODES, BACKUPS, "wal/", POINTS, METADATA, OPERATIONS,
 ];
 pub(crate) const REPOSITORY: &str = "repository.json";
 pub(crate) const LOG: &str = "log/";
 pub(crate) const NODES: &str = "nodes/";
 pub(crate) const BACKUPS: &str = "backups/";
 pub(crate) const POINTS: &str = "points/";
+pub(crate) const METADATA: &str = "metadata/";
 pub(crate) const OPERATIONS: &str = "operations/";
 
 #[expect(
@@ -100,6 +101,19 @@ pub fn epoch(node: Uuid, epoch: &EpochId) -> Key {
     key(format!("wal/{node}/{epoch}/epoch.json"))
 }
 
+/// `wal/<node-id>/<epoch>/gap-`, not a key: what the keys of an epoch's gaps begin with.
+#[must_use]
+pub fn gaps_prefix(node: Uuid, epoch: &EpochId) -> String {
+    format!("wal/{node}/{epoch}/gap-")
+}
+
+/// `wal/<node-id>/<epoch>/gap-<from>-<to>.json`, two positions of 16 upper-case hex digits each: WAL that is missing for
+/// good.
+#[must_use]
+pub fn gap(node: Uuid, epoch: &EpochId, from: u64, to: u64) -> Key {
+    key(format!("wal/{node}/{epoch}/gap-{from:016X}-{to:016X}.json"))
+}
+
 /// `wal/<node-id>/<epoch>/<name>.zst`: a WAL segment or a timeline history.
 #[must_use]
 pub fn wal(node: Uuid, epoch: &EpochId, name: &WalName) -> Key {
@@ -116,6 +130,12 @@ pub fn partial_wal(node: Uuid, epoch: &EpochId, name: &WalName, length: u64) -> 
 #[must_use]
 pub fn point(point: &PointId) -> Key {
     key(format!("{POINTS}{point}.json"))
+}
+
+/// `metadata/<point-id>.json`: beside the points and not below them, so that a listing of points has points only.
+#[must_use]
+pub fn metadata(point: &PointId) -> Key {
+    key(format!("{METADATA}{point}.json"))
 }
 
 /// `operations/<operation-id>/`, not a key: the prefix of all that belongs to an operation.
@@ -188,12 +208,20 @@ mod tests {
                 format!("{w}/000000010000000A000000FF.zst"),
             ),
             (
+                gap(id, &epoch_id, 0xA_FF00_0000, 0xB_0000_0000),
+                format!("{w}/gap-0000000AFF000000-0000000B00000000.json"),
+            ),
+            (
                 partial_wal(id, &epoch_id, &name, 512),
                 format!("{w}/000000010000000A000000FF.512.zst"),
             ),
             (
                 point(&point_id),
                 "points/20261121T040233Z-P-9f3c1a2b.json".to_owned(),
+            ),
+            (
+                metadata(&point_id),
+                "metadata/20261121T040233Z-P-9f3c1a2b.json".to_owned(),
             ),
             (
                 operation_record(id, 1),

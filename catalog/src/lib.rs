@@ -15,8 +15,10 @@ pub mod lease;
 pub mod mirror;
 pub mod model;
 mod put;
+pub mod reach;
 pub mod repo;
 pub mod retention;
+mod runs;
 pub mod verify;
 pub mod wal;
 

@@ -9,16 +9,24 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{BackupId, EpochId, PointId};
+pub use crate::model::lock::LockRecord;
+pub use crate::model::metadata::{Metadata, MetadataRef};
 pub use crate::model::operation::{
-    OperationEvent, OperationRecord, Place, PlannedNode, PromotedNode, RestorePlan,
+    MetadataAfter, OperationEvent, OperationRecord, Place, PlannedNode, PromotedNode, RestorePlan,
 };
 pub use crate::model::order::{
     Decision, Holder, Lease, LeaseScope, LeaseState, Pin, Tombstone, Verdict,
 };
+pub use crate::model::probackup::{
+    BackupMode, Engine, External, ParentCopy, Probackup, StreamedWal,
+};
 pub use crate::model::proof::{InDoubt, Proof};
 
+mod lock;
+mod metadata;
 mod operation;
 mod order;
+mod probackup;
 mod proof;
 
 /// Fields of a newer minor version, kept as they are.
@@ -109,6 +117,31 @@ pub struct Epoch {
     pub extra: Extra,
 }
 
+/// `wal/<node-id>/<epoch>/gap-<from>-<to>.json`: WAL of the epoch that is missing in the bucket, and that nobody has any
+/// more. A backup from before it leads to no point behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The node.
+    pub node_id: Uuid,
+    /// The epoch.
+    pub epoch: EpochId,
+    /// Timeline of the WAL behind it.
+    pub timeline: u32,
+    /// End of the WAL before it, `X/X`.
+    pub from: String,
+    /// Where WAL goes on, `X/X`.
+    pub to: String,
+    /// Why, for people.
+    pub reason: String,
+    /// When it came to be, by the agent's clock (UTC).
+    pub at: Timestamp,
+    /// Random, see [`Repository::nonce`].
+    pub nonce: Uuid,
+    /// See [`Extra`].
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
 /// Whether a manifest is a backup or the fence of a dead one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -138,11 +171,11 @@ pub struct Manifest {
     pub backup_id: BackupId,
     /// Complete, or a fence.
     pub state: ManifestState,
-    /// `FULL`, later also `PTRACK`, `DELTA`, `PAGE`.
+    /// [`BackupMode`] by name.
     pub mode: String,
-    /// `direct`, later also `probackup`.
+    /// [`Engine`] by name.
     pub engine: String,
-    /// The backup it builds on.
+    /// The backup that it builds on; `None`: a FULL. Without it, and all before it, it cannot be restored.
     pub parent: Option<BackupId>,
     /// The operator's words.
     pub label: Option<String>,
@@ -198,7 +231,7 @@ pub struct NodeBackup {
     /// PostgreSQL's system identifier.
     #[serde(with = "crate::decimal")]
     pub system_identifier: u64,
-    /// `postgresql`, later also `opengauss`.
+    /// `postgresql` or `opengauss`.
     pub flavour: String,
     /// `server_version_num`, such as 150020.
     pub server_version_num: u32,
@@ -248,6 +281,9 @@ pub struct NodeBackup {
     pub stored_bytes: u64,
     /// Pages whose checksum was wrong on the source, `path block`; the copy has them as they are.
     pub corrupt_pages: Vec<String>,
+    /// What the index holds if it is the catalog of a `gs_probackup`; `None`: the data directory's own files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probackup: Option<Probackup>,
     /// See [`Extra`].
     #[serde(flatten)]
     pub extra: Extra,
@@ -299,6 +335,19 @@ pub struct Point {
     /// What was done to prove it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
+    /// How the cluster was held still for it, if that was asked of a proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<LockRecord>,
+    /// The proxies' metadata at it; `None`: there were no proxies, or it could not be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<MetadataRef>,
+    /// The operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Of a point that was made without a backup: the backup that it could be reached from then. `None`: it was made as a
+    /// backup's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BackupId>,
     /// Operation that made it.
     pub operation: Uuid,
     /// One entry a node.
@@ -308,6 +357,15 @@ pub struct Point {
     /// See [`Extra`].
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl Point {
+    /// When the last of its restore points was made, by the nodes' clocks (UTC): what is in it was committed by then.
+    #[must_use]
+    pub fn made(&self) -> Timestamp {
+        let made = self.nodes.iter().map(|node| node.made);
+        made.max().unwrap_or(self.created)
+    }
 }
 
 /// The point on one node: a restore point record in its WAL.
@@ -356,6 +414,10 @@ pub enum LogAction {
     BackupAbandoned,
     /// A backup was deleted.
     BackupDeleted,
+    /// It was written down that WAL is missing for good.
+    GapDeclared,
+    /// What says so is removed, because no WAL before it is left.
+    GapRemoved,
     /// What a newer minor version calls an action that this one does not know.
     #[serde(untagged)]
     Other(String),

@@ -5,8 +5,10 @@
 //! and its log entry is missing: the object counts.
 
 mod backups;
+mod gaps;
 mod log;
 mod logged;
+mod metadata;
 mod nodes;
 mod operations;
 mod points;
@@ -21,6 +23,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use uuid::Uuid;
+
+pub(crate) use gaps::gap_key;
 
 pub use backups::{BackupState, Committed, ListedBackup, Restorable};
 pub use log::LogHead;
@@ -191,7 +195,7 @@ fn stem<'a>(key: &'a Key, prefix: &str) -> Option<&'a str> {
 }
 
 /// Up to three of `names`, those with the longest common beginning with `wanted` first.
-fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
+pub(crate) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
     let common = |name: &str| {
         let pairs = name.bytes().zip(wanted.bytes());
         pairs.take_while(|(a, b)| a == b).count()

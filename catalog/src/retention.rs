@@ -14,7 +14,8 @@
 //!
 //! **WAL.** A segment goes if it lies in no stretch that somebody needs. Stretches, by node and epoch, on any
 //! timeline: from a kept backup's first segment to its last and to that of each point it can serve. That is
-//! all a recovery ever asks for (it may ask for more, and is told that there is none). Beside them there are
+//! all a recovery ever asks for (it may ask for more, and is told that there is none). What follows a kept backup's copies
+//! without a hole stays too: where WAL is shipped all the time, the next point is made behind it. Beside them there are
 //! backups under way, whose first segment is not known yet. They need nothing that was uploaded before they
 //! began: an agent uploads whole segments that the server has flushed, and a copy starts at the server's end of
 //! WAL. So everything stays that was uploaded since the oldest unfinished and unfenced operation journalled its
@@ -38,5 +39,6 @@ mod stretch;
 mod view;
 
 pub use holdings::{
-    BackupHolding, HeldState, Holdings, OperationHolding, PointHolding, Stored, WalHolding,
+    BackupHolding, GapHolding, HeldState, Holdings, OperationHolding, PointHolding, Stored,
+    WalHolding,
 };

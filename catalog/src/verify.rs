@@ -9,7 +9,9 @@ mod finding;
 mod inventory;
 mod ledger;
 mod lives;
+mod metadata;
 mod orphans;
+mod points;
 mod records;
 mod repair;
 mod rules;
@@ -191,6 +193,7 @@ impl Verify {
         let all = self.scope == Scope::All;
         let records = Records::load(&context, &inventory).await?;
         let rests = rules::check(&context, &records);
+        metadata::check(&context, &records).await?;
         let repairs = ledger::check(&context, &records).await?;
         context.forget_deleted(&records).await?;
         context.release(&records);
@@ -199,6 +202,7 @@ impl Verify {
             let live = lives::Live::find(&context, &records).await?;
             lives::check(&context, &inventory, &records, &live).await?;
             orphans::check(&context, &inventory, &records, &live).await?;
+            metadata::orphans(&context, &records, &live).await?;
         }
         let checked = self
             .read_all(&context, &inventory, &records, &rests)

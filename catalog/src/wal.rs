@@ -131,7 +131,9 @@ pub async fn exists(store: &dyn ObjectStore, file: &WalFile) -> Result<bool, Cat
 
 /// Finds a WAL file for a recovery in the epoch `chain[0]`, whose parent is `chain[1]`, and so on
 /// (see [`crate::repo::Catalog::epoch_chain`]). A parent is asked only for timelines older than
-/// the one on which its child opened: what it wrote on younger ones is not the child's history.
+/// the one on which its child opened: what it wrote on younger ones is not the child's history. A child that opened on its
+/// parent's own timeline, as openGauss does, has segments of the same names with other content: there no parent is
+/// ever asked, and none has to be, because the first backup of an epoch begins after its fork.
 ///
 /// `None` is proved, see [`exists`].
 ///

@@ -56,6 +56,27 @@ pub enum OperationEvent {
         /// The node of the backup.
         node_id: Uuid,
     },
+    /// From now on it may hold the lock of the sharding cluster. Written before `LOCK CLUSTER` is sent for the first time.
+    LockIntended {
+        /// The proxies of the cluster, `host:port`.
+        proxies: Vec<String>,
+    },
+    /// It holds no lock of the cluster any more, and takes none again unless it says so first.
+    LockEnded {
+        /// How often `LOCK CLUSTER` was sent.
+        tries: u32,
+        /// For how long writes were refused, or may have been, in milliseconds.
+        held_ms: u64,
+        /// Whether writes have been seen to pass since, through every proxy that could be reached.
+        open: bool,
+    },
+    /// Logical databases of the proxies are about to be dropped and imported.
+    MetadataReplaced {
+        /// Their names.
+        databases: Vec<String>,
+        /// What the proxies knew before, all of it, as [`super::Metadata::document`] has it: without secrets.
+        document: String,
+    },
     /// It ended; `error` says why if it failed.
     Ended {
         /// The error's words.
@@ -121,8 +142,24 @@ pub struct RestorePlan {
     pub discard_old: bool,
     /// Whether the restored databases are new nodes, and no continuation of those of the backup.
     pub clone: bool,
+    /// What becomes of the proxies' metadata when all nodes are open. Older plans do not say.
+    #[serde(default)]
+    pub metadata: MetadataAfter,
     /// Every node of the restore.
     pub nodes: Vec<PlannedNode>,
+}
+
+/// What a restore does about the proxies' metadata when all nodes are open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetadataAfter {
+    /// Nothing: the databases are none of the cluster's, or are left stopped.
+    #[default]
+    Leave,
+    /// They are held against those that were kept with the point, and what differs is told.
+    Compare,
+    /// Databases that differ are imported as they were at the point, too.
+    Import,
 }
 
 /// One node of a restore's plan.

@@ -150,6 +150,39 @@ impl Catalog {
         Ok(Restorable { manifest, point })
     }
 
+    /// What `manifest` builds on, from the FULL to its parent; nothing if it stands for itself.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] of `manifest`, or of one that it builds on, if one of them is missing, was deleted, or is not
+    /// what it was built on; [`CatalogError::Store`].
+    pub async fn parents(&self, manifest: &Manifest) -> Result<Vec<Manifest>, CatalogError> {
+        let mut chain: Vec<Manifest> = Vec::new();
+        let mut child = manifest.clone();
+        while let Some(id) = child.parent.clone() {
+            let key = keys::manifest(&child.backup_id);
+            let circle = id == manifest.backup_id || chain.iter().any(|it| it.backup_id == id);
+            if circle {
+                return Err(CatalogError::damaged(
+                    &key,
+                    "it builds on itself".to_owned(),
+                ));
+            }
+            let parent = match self.manifest(&id).await {
+                Ok(parent) => parent,
+                Err(error @ CatalogError::Store(_)) if !error.is_absent() => return Err(error),
+                Err(error) => {
+                    let what = format!("it builds on backup {id}: {error}");
+                    return Err(CatalogError::damaged(&key, what));
+                }
+            };
+            check::builds_on(&child, &parent).map_err(|what| CatalogError::damaged(&key, what))?;
+            chain.push(parent.clone());
+            child = parent;
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
     /// Everything below `backups/`, by name and so by time: also what was deleted, abandoned, never
     /// finished or cannot be read, each marked as what it is.
     ///

@@ -13,6 +13,8 @@ use crate::put::Outcome;
 
 /// Races lost in a row before an entry is given up: each is another writer's success.
 const RACES: u32 = 1000;
+/// How many of the newest entries are looked at for one that may just have been written.
+const RECENT: usize = 64;
 
 /// The last entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +120,25 @@ impl Catalog {
         }
         let what = format!("{RACES} other writers were faster in a row");
         Err(CatalogError::conflict(&keys::log(entry.seq), what))
+    }
+
+    /// Whether one of the newest entries is about that object.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`].
+    pub(crate) async fn is_logged(&self, key: &Key) -> Result<bool, CatalogError> {
+        let Some(head) = self.log_head().await? else {
+            return Ok(false);
+        };
+        for seq in (1..=head.seq).rev().take(RECENT) {
+            match self.log_entry(seq).await {
+                Ok(entry) if entry.object == key.as_str() => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.is_of_object() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     async fn remember(&self, head: &LogHead) {

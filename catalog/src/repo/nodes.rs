@@ -345,7 +345,7 @@ impl Catalog {
     }
 
     /// The names below a prefix.
-    pub(super) async fn names(&self, prefix: &str) -> Result<Vec<String>, CatalogError> {
+    pub(crate) async fn names(&self, prefix: &str) -> Result<Vec<String>, CatalogError> {
         let listed = self.list(prefix).await?;
         let names = listed.iter().filter_map(|object| stem(&object.key, prefix));
         Ok(names.map(str::to_owned).collect())

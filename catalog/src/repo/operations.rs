@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{Catalog, in_parallel, nearest};
@@ -85,6 +86,21 @@ impl JournalledOperation {
             OperationEvent::NodeGivenUp { node_id } => Some(*node_id),
             _ => None,
         })
+    }
+
+    /// Since when it may hold the lock of the sharding cluster (UTC). `None`: it does not, as far as it has said.
+    #[must_use]
+    pub fn may_lock_since(&self) -> Option<Timestamp> {
+        let last = self
+            .records
+            .iter()
+            .rev()
+            .find_map(|record| match record.event {
+                OperationEvent::LockIntended { .. } => Some(Some(record.at)),
+                OperationEvent::LockEnded { open, .. } => open.then_some(None),
+                _ => None,
+            });
+        last.flatten()
     }
 
     /// How it has ended: well, or why not. `None`: it has not.

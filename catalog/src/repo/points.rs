@@ -1,5 +1,7 @@
 //! Points: moments on every node to recover to.
 
+use jiff::Timestamp;
+
 use super::{Catalog, in_parallel, nearest, stem};
 use crate::check;
 use crate::envelope::OBJECT_LIMIT;
@@ -8,6 +10,9 @@ use crate::ids::PointId;
 use crate::keys;
 use crate::model::{LogAction, Point};
 use crate::put::Outcome;
+
+/// Characters of an id that are its time.
+const STAMP: usize = 16;
 
 /// What a name below `points/` is.
 #[derive(Debug)]
@@ -71,12 +76,34 @@ impl Catalog {
         Ok(point)
     }
 
+    /// The ids of all points, by time. None is read.
+    ///
+    /// # Errors
+    /// [`CatalogError::Store`] if the store cannot list.
+    pub async fn point_ids(&self) -> Result<Vec<PointId>, CatalogError> {
+        let names = self.names(keys::POINTS).await?.into_iter();
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+
     /// Every point, by name and so by time; those that cannot be used are marked.
     ///
     /// # Errors
     /// [`CatalogError::Store`] if the store cannot list or hand out one of them.
     pub async fn points(&self) -> Result<Vec<ListedPoint>, CatalogError> {
-        let listed = self.list(keys::POINTS).await?;
+        self.points_since(Timestamp::MIN).await
+    }
+
+    /// [`Self::points`], without those whose ids are of an earlier second than `since` (UTC).
+    ///
+    /// # Errors
+    /// As [`Self::points`].
+    pub async fn points_since(&self, since: Timestamp) -> Result<Vec<ListedPoint>, CatalogError> {
+        let mut listed = self.list(keys::POINTS).await?;
+        if since > Timestamp::UNIX_EPOCH {
+            let first = PointId::generate(since);
+            let stamp = format!("{}{}", keys::POINTS, &first.as_str()[..STAMP]);
+            listed.retain(|object| object.key.as_str() >= stamp.as_str());
+        }
         in_parallel(&listed, |object| async move {
             let name = object.key.as_str().strip_prefix(keys::POINTS);
             let name = name.unwrap_or_default().to_owned();

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use pipeline::store::{Hold, Key, StoreError, VersionId};
 use uuid::Uuid;
 
+use super::holdings::is_gap;
 use super::plan::{LostPoint, Plan, Removed, Why};
 use super::{Stored, log};
 use crate::envelope::{MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
@@ -136,6 +137,7 @@ pub async fn apply<G: Guard>(
     work.report.read.clone_from(&readers);
     if readers.is_empty() {
         work.points(&plan.points).await?;
+        work.gaps(&plan.wal).await?;
         work.remove(&plan.wal).await?;
     }
     for dead in &plan.dead {
@@ -268,15 +270,16 @@ impl<G: Guard> Work<'_, G> {
         if points.is_empty() {
             return Ok(());
         }
-        // Said once is enough, however often a run is stopped or a lock holds the point.
-        let said = log::entries(self.catalog).await?.into_iter();
-        let said = said.filter(|entry| entry.action == LogAction::PointRemoved);
-        let said: BTreeSet<String> = said.map(|entry| entry.object).collect();
+        let said = self.said(&LogAction::PointRemoved).await?;
         for point in points {
             let key = &point.stored.key;
             if !said.contains(key.as_str()) {
-                self.say_removed(key).await?;
+                self.say_removed(key, LogAction::PointRemoved).await?;
             }
+            // While the point is there, the next run finds what is left of both.
+            let metadata = point.metadata.as_ref();
+            self.remove(metadata.map_or(&[], std::slice::from_ref))
+                .await?;
             if self.remove(std::slice::from_ref(&point.stored)).await? {
                 self.report.points += 1;
             }
@@ -284,17 +287,39 @@ impl<G: Guard> Work<'_, G> {
         Ok(())
     }
 
-    async fn say_removed(&self, point: &Key) -> Result<(), G::Error> {
-        let stored = match self.catalog.fetch(point, OBJECT_LIMIT).await {
+    /// Says in the log that the gaps among what goes go.
+    async fn gaps(&self, wal: &[Stored]) -> Result<(), G::Error> {
+        let gaps: Vec<_> = wal.iter().filter(|it| is_gap(&it.key)).collect();
+        if gaps.is_empty() {
+            return Ok(());
+        }
+        let said = self.said(&LogAction::GapRemoved).await?;
+        for gap in gaps {
+            if !said.contains(gap.key.as_str()) {
+                self.say_removed(&gap.key, LogAction::GapRemoved).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the log calls removed: said once is enough, however often a run is stopped or a lock holds the object.
+    async fn said(&self, action: &LogAction) -> Result<BTreeSet<String>, G::Error> {
+        let said = log::entries(self.catalog).await?.into_iter();
+        let said = said.filter(|entry| entry.action == *action);
+        Ok(said.map(|entry| entry.object).collect())
+    }
+
+    async fn say_removed(&self, object: &Key, action: LogAction) -> Result<(), G::Error> {
+        let stored = match self.catalog.fetch(object, OBJECT_LIMIT).await {
             Ok(stored) => stored,
             Err(error) if error.is_absent() => return Ok(()),
             Err(error) => return Err(error.into()),
         };
         self.guard.prove().await?;
-        let (action, sha256) = (LogAction::PointRemoved, sha256_hex(&stored));
+        let sha256 = sha256_hex(&stored);
         let logged = self
             .catalog
-            .append_log(action, point, &sha256, self.operation);
+            .append_log(action, object, &sha256, self.operation);
         logged.await?;
         Ok(())
     }

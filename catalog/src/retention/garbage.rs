@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::plan::{Dead, JOURNALS, Plan};
 use super::view::View;
 use super::{BackupHolding, HeldState, OperationHolding, Stored};
-use crate::ids::BackupId;
+use crate::ids::{BackupId, PointId};
 use crate::keys;
 use crate::model::Manifest;
 
@@ -30,6 +30,16 @@ impl View<'_> {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Metadata of points that never came to be, or have gone. One that is young may get its point yet.
+    pub(super) fn lost_metadata(&self) -> impl Iterator<Item = Stored> {
+        let all = self.held.metadata.iter();
+        let lost = all.filter(|(name, stored)| {
+            let is_id = name.parse::<PointId>().is_ok();
+            is_id && !self.held.point_names.contains(*name) && self.is_old(stored.newest)
+        });
+        lost.map(|(_, stored)| stored.clone())
     }
 
     /// Operations that make a backup: the operator's own part, which has no node.

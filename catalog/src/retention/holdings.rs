@@ -84,6 +84,15 @@ pub struct WalHolding {
     pub stored: Stored,
 }
 
+/// One gap.
+#[derive(Debug)]
+pub struct GapHolding {
+    /// Where WAL goes on behind it.
+    pub to: u64,
+    /// Its object.
+    pub stored: Stored,
+}
+
 /// One operation's journal.
 #[derive(Debug)]
 pub struct OperationHolding {
@@ -124,8 +133,14 @@ pub struct Holdings {
     pub backups: BTreeMap<String, BackupHolding>,
     /// Points by name.
     pub points: BTreeMap<String, PointHolding>,
+    /// The proxies' metadata by the name of its point.
+    pub metadata: BTreeMap<String, Stored>,
+    /// Names of all points that have an object of any version, even one that is hidden.
+    pub point_names: BTreeSet<String>,
     /// Segments by node and epoch, by name.
     pub wal: BTreeMap<(Uuid, EpochId), Vec<WalHolding>>,
+    /// Gaps by node and epoch.
+    pub gaps: BTreeMap<(Uuid, EpochId), Vec<GapHolding>>,
     /// Journals.
     pub operations: BTreeMap<Uuid, OperationHolding>,
     /// Lease objects of each scope, the oldest first.
@@ -146,7 +161,11 @@ impl Holdings {
     /// [`CatalogError::Store`].
     pub async fn read(catalog: &Catalog) -> Result<Self, CatalogError> {
         let now = timestamp(catalog.store().now().await?);
-        let wal = wal(catalog, now).await?;
+        let (wal, gaps) = wal(catalog, now).await?;
+        // A point comes after its metadata, so what is listed here has its point in the listing after it.
+        let metadata = by_name(catalog, keys::METADATA, now).await?;
+        let point_names = by_name(catalog, keys::POINTS, now).await?;
+        let point_names = point_names.into_keys().collect();
         let points = points(catalog, now).await?;
         let operations = operations(catalog, now).await?;
         let backups = backups(catalog, now).await?;
@@ -173,7 +192,10 @@ impl Holdings {
             now,
             backups,
             points,
+            metadata,
+            point_names,
             wal,
+            gaps,
             operations,
             leases,
             holders,
@@ -212,11 +234,28 @@ async fn by_key(
     Ok(all.into_values().collect())
 }
 
+type ByEpoch<T> = BTreeMap<(Uuid, EpochId), Vec<T>>;
+
+/// What lies directly below a prefix, by name without `.json`.
+async fn by_name(
+    catalog: &Catalog,
+    prefix: &str,
+    now: Timestamp,
+) -> Result<BTreeMap<String, Stored>, CatalogError> {
+    let listed = by_key(catalog, prefix, now).await?.into_iter();
+    let named = listed.filter_map(|stored| {
+        let name = stored.key.as_str().strip_prefix(prefix)?;
+        let name = name.strip_suffix(".json")?.to_owned();
+        Some((name, stored))
+    });
+    Ok(named.collect())
+}
+
 async fn wal(
     catalog: &Catalog,
     now: Timestamp,
-) -> Result<BTreeMap<(Uuid, EpochId), Vec<WalHolding>>, CatalogError> {
-    let mut all: BTreeMap<_, Vec<WalHolding>> = BTreeMap::new();
+) -> Result<(ByEpoch<WalHolding>, ByEpoch<GapHolding>), CatalogError> {
+    let (mut all, mut gaps) = (ByEpoch::<WalHolding>::new(), ByEpoch::<GapHolding>::new());
     for stored in by_key(catalog, "wal/", now).await? {
         let mut parts = stored.key.as_str().split('/').skip(1);
         let (Some(node), Some(epoch), Some(file), None) =
@@ -224,15 +263,44 @@ async fn wal(
         else {
             continue;
         };
+        let (Ok(node), Ok(epoch)) = (node.parse::<Uuid>(), epoch.parse::<EpochId>()) else {
+            continue;
+        };
+        if let Some(to) = end_of_gap(node, &epoch, &stored.key) {
+            let of_epoch = gaps.entry((node, epoch)).or_default();
+            of_epoch.push(GapHolding { to, stored });
+            continue;
+        }
         let name = file.strip_suffix(".zst").map(str::parse::<WalName>);
-        if let (Ok(node), Ok(epoch), Some(Ok(name))) = (node.parse(), epoch.parse(), name)
+        if let Some(Ok(name)) = name
             && !name.is_history()
         {
             let of_epoch = all.entry((node, epoch)).or_default();
             of_epoch.push(WalHolding { name, stored });
         }
     }
-    Ok(all)
+    Ok((all, gaps))
+}
+
+/// Whether a key is one of a gap.
+pub(super) fn is_gap(key: &Key) -> bool {
+    let mut parts = key.as_str().split('/').skip(1);
+    let (Some(node), Some(epoch)) = (parts.next(), parts.next()) else {
+        return false;
+    };
+    match (node.parse(), epoch.parse()) {
+        (Ok(node), Ok(epoch)) => end_of_gap(node, &epoch, key).is_some(),
+        _ => false,
+    }
+}
+
+/// Where the gap ends whose key this is; `None`: it is none.
+fn end_of_gap(node: Uuid, epoch: &EpochId, key: &Key) -> Option<u64> {
+    let positions = key.as_str().strip_prefix(&keys::gaps_prefix(node, epoch))?;
+    let (from, to) = positions.strip_suffix(".json")?.split_once('-')?;
+    let part = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (from, to) = (part(from)?, part(to)?);
+    (keys::gap(node, epoch, from, to) == *key).then_some(to)
 }
 
 async fn points(

@@ -127,6 +127,8 @@ pub struct LostPoint {
     pub id: String,
     /// Its object.
     pub stored: Stored,
+    /// Its metadata, which goes just before it, when the log says already that both go.
+    pub metadata: Option<Stored>,
 }
 
 /// What goes and what stays. Deleting it in the order of the fields is safe at every step.
@@ -171,7 +173,8 @@ impl Plan {
             .removed
             .iter()
             .flat_map(|it| it.objects.iter().chain(&it.manifest));
-        let points = self.points.iter().map(|point| &point.stored);
+        let points = self.points.iter();
+        let points = points.flat_map(|point| std::iter::once(&point.stored).chain(&point.metadata));
         let rest = [&self.wal, &self.litter, &self.journals, &self.leases];
         let rest = rest.into_iter().flatten();
         dead.chain(removed).chain(points).chain(rest)
@@ -282,6 +285,7 @@ pub fn prune(holdings: &Holdings, rules: &Rules) -> Plan {
     for (name, held) in &holdings.backups {
         plan.litter.extend(View::litter(name, held));
     }
+    plan.litter.extend(view.lost_metadata());
     view.uploads_and_journals(&mut plan);
     for leases in &holdings.leases {
         let old = leases.len().saturating_sub(LEASES);
@@ -361,10 +365,12 @@ pub fn delete(holdings: &Holdings, text: &str, even_last_good: bool) -> Result<P
     if let HeldState::Complete(manifest) | HeldState::Deleted(Some(manifest)) = &held.state {
         let its = |point: &Point| {
             manifest.point.as_ref() == Some(&point.point_id)
+                || point.base.as_ref() == Some(&manifest.backup_id)
                 || view.present.leads_to(manifest, point)
         };
         let mut stretch = Needs::default();
         stretch.add(manifest, &view.points_of(manifest));
+        stretch.add_what_follows(manifest, &view.present);
         view.points_and_wal(&mut plan, its, Some(&stretch));
     }
     Ok(plan)

@@ -1,6 +1,6 @@
 //! Stretches of WAL: which segments a recovery needs, and whether all of one are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
@@ -8,9 +8,8 @@ use super::WalHolding;
 use crate::check;
 use crate::ids::EpochId;
 use crate::model::{Manifest, Point};
+use crate::runs::{EpochOf, Runs, epochs, number};
 use crate::wal::WalName;
-
-type EpochOf = (Uuid, EpochId);
 
 /// A segment's place in the log, whatever its timeline: names sort by it.
 fn place(name: &str) -> &str {
@@ -38,6 +37,20 @@ impl Needs {
         }
     }
 
+    /// All that follows a backup's first segment without a gap: the next point will be made behind it.
+    pub(super) fn add_what_follows(&mut self, manifest: &Manifest, present: &Present) {
+        for copy in &manifest.nodes {
+            let of = (copy.node_id, copy.epoch.clone());
+            if let Some(last) = present.end_of_run(&of, &copy.wal_first, copy.wal_segment_size) {
+                let stretch = (
+                    place(&copy.wal_first).to_owned(),
+                    place(last.as_str()).to_owned(),
+                );
+                self.0.entry(of).or_default().push(stretch);
+            }
+        }
+    }
+
     /// Whether a segment lies in one of them.
     pub(super) fn has(&self, of: &EpochOf, name: &WalName) -> bool {
         let here = place(name.as_str());
@@ -49,43 +62,36 @@ impl Needs {
 
 /// Which segments are there.
 #[derive(Debug)]
-pub(super) struct Present<'a>(BTreeMap<&'a EpochOf, BTreeSet<&'a str>>);
+pub(super) struct Present(Runs);
 
-impl<'a> Present<'a> {
-    /// Of a listing; those that a deletion's mark hides are not there.
-    pub(super) fn new(wal: &'a BTreeMap<EpochOf, Vec<WalHolding>>) -> Self {
-        let places = |segments: &'a [WalHolding]| {
+impl Present {
+    /// Of a listing; those that a deletion's mark hides are not there. `backups` say how large segments are.
+    pub(super) fn new<'a>(
+        wal: &BTreeMap<(Uuid, EpochId), Vec<WalHolding>>,
+        backups: impl IntoIterator<Item = &'a Manifest>,
+    ) -> Self {
+        let mut runs = Runs::default();
+        for (of, size) in epochs(backups) {
+            let segments = wal.get(&of).map(Vec::as_slice).unwrap_or_default();
             let there = segments.iter().filter(|it| it.stored.size.is_some());
-            there.map(|it| place(it.name.as_str())).collect()
-        };
-        Self(wal.iter().map(|(of, it)| (of, places(it))).collect())
+            runs.add(&of, size, there.map(|it| &it.name));
+        }
+        Self(runs)
     }
 
     /// Whether all segments from `first` to `last` are there.
-    fn all(&self, of: &EpochOf, first: &str, last: &str, segment_size: u64) -> bool {
-        let Some(present) = self.0.get(of) else {
+    fn all(&self, of: &EpochOf, first: &str, last: &str, size: u64) -> bool {
+        let (Some(first), Some(last)) = (number(first, size), number(last, size)) else {
             return false;
         };
-        let half = |text: Option<&str>| u64::from_str_radix(text.unwrap_or_default(), 16).ok();
-        let (first, last) = (place(first), place(last));
-        let (Some(mut high), Some(mut low)) = (half(first.get(..8)), half(first.get(8..))) else {
-            return false;
-        };
-        // A log file of 4 GiB has so many segments; their number starts again in the next one.
-        let in_file = (1_u64 << 32) / segment_size.max(1);
-        loop {
-            let here = format!("{high:08X}{low:08X}");
-            if here.as_str() > last {
-                return true;
-            }
-            if !present.contains(here.as_str()) {
-                return false;
-            }
-            low += 1;
-            if low >= in_file {
-                (high, low) = (high + 1, 0);
-            }
-        }
+        self.0.missing(of, size, first, last).is_none()
+    }
+
+    /// The last segment that is there without a gap from this one on; `None` if that is missing itself.
+    fn end_of_run(&self, of: &EpochOf, from: &str, size: u64) -> Option<WalName> {
+        let name: WalName = from.parse().ok()?;
+        let (_, last) = self.0.around(of, size, name.number(size)?)?;
+        WalName::segment(name.timeline(), last, size)
     }
 
     /// Whether all WAL of a backup's copies is there.

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::plan::{Keep, LostPoint, MARGIN, Plan, Removed, Rules, Why};
 use super::stretch::{Needs, Present};
-use super::{BackupHolding, HeldState, Holdings};
+use super::{BackupHolding, HeldState, Holdings, PointHolding};
 use crate::ids::BackupId;
+use crate::journal::WAL_SERVICE;
 use crate::keys;
 use crate::model::{Manifest, Point};
 
@@ -19,7 +20,7 @@ pub(super) struct View<'a> {
     pub(super) rules: &'a Rules,
     pub(super) complete: BTreeMap<&'a str, &'a Manifest>,
     pub(super) usable_points: Vec<&'a Point>,
-    pub(super) present: Present<'a>,
+    pub(super) present: Present,
     pub(super) good: BTreeSet<&'a str>,
 }
 
@@ -33,12 +34,16 @@ impl<'a> View<'a> {
                 _ => None,
             });
         let points = held.points.values().filter(|it| it.stored.size.is_some());
+        let manifests = held.backups.values().filter_map(|it| match &it.state {
+            HeldState::Complete(manifest) | HeldState::Deleted(Some(manifest)) => Some(&**manifest),
+            _ => None,
+        });
         let mut view = Self {
             held,
             rules,
             complete: complete.collect(),
             usable_points: points.filter_map(|it| it.point.as_deref().ok()).collect(),
-            present: Present::new(&held.wal),
+            present: Present::new(&held.wal, manifests),
             good: BTreeSet::new(),
         };
         let whole: BTreeSet<&str> = view
@@ -253,6 +258,8 @@ impl<'a> View<'a> {
             };
             let points = self.points_of(manifest);
             needs.add(manifest, &points);
+            // Points to come are reached by it, too.
+            needs.add_what_follows(manifest, &self.present);
             led_to.extend(points.iter().map(|point| point.point_id.clone()));
         }
         let dead: BTreeSet<&BackupId> = plan.dead.iter().map(|it| &it.id).collect();
@@ -261,10 +268,12 @@ impl<'a> View<'a> {
                 && !led_to.contains(&point.point_id)
                 && concerned(point)
                 && !self.is_under_way(point.operation, &dead)
+                && !self.is_newer_than_wal(point, held)
             {
                 plan.points.push(LostPoint {
                     id: id.clone(),
                     stored: held.stored.clone(),
+                    metadata: self.held.metadata.get(id).cloned(),
                 });
             }
         }
@@ -283,6 +292,38 @@ impl<'a> View<'a> {
             });
             plan.wal.extend(idle.map(|it| it.stored.clone()));
         }
+        if within.is_none() {
+            self.gaps(plan);
+        }
+    }
+
+    /// Gaps with no WAL left before them say nothing any more.
+    fn gaps(&self, plan: &mut Plan) {
+        let goes: BTreeSet<Key> = plan.wal.iter().map(|it| it.key.clone()).collect();
+        for ((node, epoch), gaps) in &self.held.gaps {
+            let of = (*node, epoch.clone());
+            let segments = self
+                .held
+                .wal
+                .get(&of)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let stays = segments.iter().filter(|it| !goes.contains(&it.stored.key));
+            let first = stays.map(|it| it.name.as_str().get(8..24)).min().flatten();
+            let idle = gaps.iter().filter(|gap| {
+                // A segment's place has the upper half of its position; the lower one depends on the segment size.
+                let upper = format!("{:08X}", gap.to >> 32);
+                first.is_none_or(|first| first.get(..8).is_some_and(|first| first > &*upper))
+            });
+            plan.wal.extend(idle.map(|gap| gap.stored.clone()));
+        }
+    }
+
+    /// Whether a point was made without a backup since the WAL was listed, so that some of what it needs may not stand in the
+    /// listing: it is for another time.
+    fn is_newer_than_wal(&self, point: &Point, held: &PointHolding) -> bool {
+        let age = self.held.now.duration_since(held.stored.newest);
+        point.base.is_some() && age < jiff::SignedDuration::try_from(MARGIN).unwrap_or_default()
     }
 
     /// Whether an operation may still make something of points and WAL.
@@ -302,7 +343,11 @@ impl<'a> View<'a> {
                 }
             }
             (Some("backup"), Some(_))
-            | (Some("restore" | "delete" | "prune" | "verify" | "check"), _) => false,
+            // WAL that is shipped all the time, and points in it, need what follows a backup that stays: no more.
+            | (
+                Some("restore" | "delete" | "prune" | "verify" | "check" | "point" | WAL_SERVICE),
+                _,
+            ) => false,
             _ => !over && (self.held.holders.contains(&id) || !self.is_old(operation.newest)),
         }
     }

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Lease(LeaseScope, u64),
     Node(Uuid),
     Epoch(Uuid, EpochId),
+    /// What says that WAL is missing for good.
+    Gap(Uuid, EpochId, u64, u64),
     Wal(WalFile),
     /// Reserved: the first bytes of a segment.
     PartialWal,
@@ -28,6 +30,7 @@ pub(super) enum Kind {
     Index(BackupId, Uuid, u32),
     Pack(BackupId, Uuid, u32, u32),
     Point(PointId),
+    Metadata(PointId),
     Record(Uuid, u64),
     Decision(Uuid),
     Pin(Uuid),
@@ -74,6 +77,11 @@ impl Kind {
                 let key = keys::point(&point);
                 (Self::Point(point), key)
             }
+            ["metadata", name] => {
+                let point: PointId = json(name)?.parse().ok()?;
+                let key = keys::metadata(&point);
+                (Self::Metadata(point), key)
+            }
             ["wal", node, epoch, name] => Self::read_wal(node, epoch, name)?,
             ["backups", id, rest @ ..] => Self::read_backup(&id.parse().ok()?, rest)?,
             ["operations", operation, "probe", name] => {
@@ -103,6 +111,15 @@ impl Kind {
         if name == "epoch.json" {
             let key = keys::epoch(node, &epoch);
             return Some((Self::Epoch(node, epoch), key));
+        }
+        if let Some(positions) = name.strip_prefix("gap-") {
+            let (from, to) = positions.strip_suffix(".json")?.split_once('-')?;
+            let (from, to) = (
+                u64::from_str_radix(from, 16).ok()?,
+                u64::from_str_radix(to, 16).ok()?,
+            );
+            let key = keys::gap(node, &epoch, from, to);
+            return Some((Self::Gap(node, epoch, from, to), key));
         }
         let stem = name.strip_suffix(".zst")?;
         if let Ok(name) = stem.parse::<WalName>() {

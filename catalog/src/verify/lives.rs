@@ -14,10 +14,11 @@ use super::inventory::Inventory;
 use super::records::{Journal, Records, scope_of};
 use crate::error::CatalogError;
 use crate::ids::BackupId;
+use crate::journal::WAL_SERVICE;
 use crate::keys;
 use crate::model::{LeaseScope, LeaseState, OperationEvent, Verdict};
 use crate::repo::Catalog;
-use crate::retention::plan::JOURNALS;
+use crate::retention::plan::{GRACE, JOURNALS};
 
 /// Who is at work now.
 #[derive(Debug, Default)]
@@ -62,6 +63,16 @@ impl Live {
                 live.operations.insert(*id);
             }
         }
+        // WAL that is shipped all the time, and points, have no lease; a new journal is begun often enough.
+        let now = Timestamp::try_from(context.store.now().await?).unwrap_or(Timestamp::MAX);
+        for (id, journal) in &records.operations {
+            if journal.is_without_lease()
+                && journal.ended().is_none()
+                && !journal.is_older(GRACE, now)
+            {
+                live.operations.insert(*id);
+            }
+        }
         Ok(live)
     }
 
@@ -99,6 +110,14 @@ impl Journal {
                 ..
             } => Some(kind.as_str()),
             _ => None,
+        })
+    }
+
+    /// Whether it is of an agent that ships WAL all the time, or of a client that makes points.
+    fn is_without_lease(&self) -> bool {
+        self.events().any(|event| match event {
+            OperationEvent::Started { kind, .. } => kind == WAL_SERVICE || kind == "point",
+            _ => false,
         })
     }
 

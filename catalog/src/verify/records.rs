@@ -10,13 +10,13 @@ use uuid::Uuid;
 use super::finding::{Finding, Severity};
 use super::inventory::{Inventory, Kind};
 use super::{Context, PARALLEL, Scope, each};
-use crate::envelope::{self, MANIFEST_LIMIT, OBJECT_LIMIT, sha256_hex};
+use crate::envelope::{self, MANIFEST_LIMIT, METADATA_LIMIT, OBJECT_LIMIT, sha256_hex};
 use crate::error::CatalogError;
 use crate::ids::{BackupId, EpochId, PointId};
 use crate::keys;
 use crate::model::{
-    Decision, Epoch, Lease, LeaseScope, LogEntry, Manifest, ManifestState, Node, OperationRecord,
-    Pin, Point, Repository, Tombstone,
+    Decision, Epoch, Gap, Lease, LeaseScope, LogEntry, Manifest, ManifestState, Metadata, Node,
+    OperationRecord, Pin, Point, Repository, Tombstone,
 };
 
 /// An object that is there.
@@ -44,7 +44,10 @@ pub(super) struct Records {
     pub(super) log: BTreeMap<u64, Small<LogEntry>>,
     pub(super) nodes: BTreeMap<Uuid, Small<Node>>,
     pub(super) epochs: BTreeMap<(Uuid, EpochId), Small<Epoch>>,
+    pub(super) gaps: BTreeMap<Key, Small<Gap>>,
     pub(super) points: BTreeMap<PointId, Small<Point>>,
+    /// Without their documents, which may be large and say nothing here.
+    pub(super) metadata: BTreeMap<PointId, Small<Metadata>>,
     pub(super) manifests: BTreeMap<BackupId, Small<Manifest>>,
     pub(super) tombstones: BTreeMap<BackupId, Small<Tombstone>>,
     pub(super) leases: BTreeMap<(&'static str, u64), Small<Lease>>,
@@ -121,6 +124,8 @@ impl Records {
     ) -> Result<(), CatalogError> {
         let (mut log, mut nodes, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
         let (mut points, mut manifests, mut tombstones) = (Vec::new(), Vec::new(), Vec::new());
+        let mut gaps = Vec::new();
+        let mut metadata = Vec::new();
         for (key, kind) in inventory.iter() {
             let all = needed.is_none();
             let node = |node| needed.is_none_or(|needed| needed.nodes.contains(node));
@@ -128,8 +133,12 @@ impl Records {
                 Kind::Log(seq) => log.push((seq, key.clone())),
                 Kind::Node(id) if node(&id) => nodes.push((id, key.clone())),
                 Kind::Epoch(id, epoch) if node(&id) => epochs.push(((id, epoch), key.clone())),
+                Kind::Gap(id, ..) if node(&id) => gaps.push((key.clone(), key.clone())),
                 Kind::Point(id) if needed.is_none_or(|needed| needed.points.contains(&id)) => {
                     points.push((id, key.clone()));
+                }
+                Kind::Metadata(id) if needed.is_none_or(|needed| needed.points.contains(&id)) => {
+                    metadata.push((id, key.clone()));
                 }
                 Kind::Manifest(id) if all => manifests.push((id, key.clone())),
                 Kind::Tombstone(id) if needed.is_none_or(|it| it.backups.contains(&id)) => {
@@ -141,8 +150,18 @@ impl Records {
         self.log = read_kind(context, log, OBJECT_LIMIT).await?;
         self.nodes = read_kind(context, nodes, OBJECT_LIMIT).await?;
         self.epochs = read_kind(context, epochs, OBJECT_LIMIT).await?;
+        self.gaps = read_kind(context, gaps, OBJECT_LIMIT).await?;
         self.points = read_kind(context, points, OBJECT_LIMIT).await?;
         self.tombstones = read_kind(context, tombstones, OBJECT_LIMIT).await?;
+        // One after the other: each may be of 32 MiB.
+        for (id, key) in metadata {
+            if let Some(mut found) = read::<Metadata>(context, key, METADATA_LIMIT).await? {
+                if let Some(body) = &mut found.body {
+                    body.document = String::new();
+                }
+                self.metadata.insert(id, found);
+            }
+        }
         let manifests = read_kind(context, manifests, MANIFEST_LIMIT).await?;
         self.manifests.extend(manifests);
         Ok(())
@@ -207,6 +226,7 @@ impl Records {
         all.extend(self.repository.iter().map(both));
         all.extend(self.nodes.values().map(both));
         all.extend(self.epochs.values().map(both));
+        all.extend(self.gaps.values().map(both));
         all.extend(self.points.values().map(both));
         all.extend(self.manifests.values().map(both));
         all.extend(self.tombstones.values().map(both));
@@ -220,7 +240,8 @@ impl Records {
             journal.records.len() + once.into_iter().filter(|there| *there).count()
         };
         let operations: usize = self.operations.values().map(of_operation).sum();
-        let count = self.ledger_objects().len() + self.log.len() + self.leases.len() + operations;
+        let ledger = self.ledger_objects().len() + self.metadata.len();
+        let count = ledger + self.log.len() + self.leases.len() + operations;
         count as u64
     }
 }

@@ -16,9 +16,6 @@ use crate::model::{LogAction, Manifest, ManifestState};
 use crate::put::{self, Outcome};
 use crate::repo::Catalog;
 
-/// How many of the newest entries may have been written since the verification looked.
-const RECENT: usize = 64;
-
 /// One thing that can be mended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
@@ -133,6 +130,7 @@ fn creation(key: &Key, stored: &[u8]) -> Result<LogAction, CatalogError> {
             ManifestState::Abandoned => LogAction::BackupAbandoned,
         },
         Kind::Tombstone(_) => LogAction::BackupDeleted,
+        Kind::Gap(..) => LogAction::GapDeclared,
         _ => {
             let what = "the log has no entries of such objects";
             return Err(CatalogError::refused(key, what));
@@ -180,21 +178,6 @@ impl Catalog {
         }
         self.append_log(action, key, sha256, operation).await?;
         Ok(Repaired::Done)
-    }
-
-    async fn is_logged(&self, key: &Key) -> Result<bool, CatalogError> {
-        let Some(head) = self.log_head().await? else {
-            return Ok(false);
-        };
-        for seq in (1..=head.seq).rev().take(RECENT) {
-            match self.log_entry(seq).await {
-                Ok(entry) if entry.object == key.as_str() => return Ok(true),
-                Ok(_) => {}
-                Err(error) if error.is_of_object() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
     }
 
     async fn put_back(&self, key: &Key, bytes: &Bytes) -> Result<Repaired, CatalogError> {

@@ -10,7 +10,8 @@ use super::finding::Finding;
 use super::records::{Records, Small};
 use crate::check;
 use crate::ids::{BackupId, EpochId, PointId};
-use crate::model::{Epoch, Manifest, ManifestState, Node, NodeBackup, Point, Tombstone};
+use crate::model::{Epoch, Gap, Manifest, ManifestState, Node, NodeBackup, Point, Tombstone};
+use crate::repo::gap_key;
 
 /// Which backups there are.
 #[derive(Debug, Default)]
@@ -36,6 +37,9 @@ pub(super) fn check(context: &Context<'_>, records: &Records) -> Rests {
     }
     for ((node, epoch), found) in &records.epochs {
         rules.epoch(*node, epoch, found);
+    }
+    for found in records.gaps.values() {
+        rules.gap(found);
     }
     for (id, found) in &records.points {
         rules.point(id, found);
@@ -66,6 +70,17 @@ impl Rules<'_> {
         {
             let what = format!("it says it is node {}", body.node_id);
             self.damage(&found.key, what);
+        }
+    }
+
+    fn gap(&self, found: &Small<Gap>) {
+        let Some(body) = &found.body else {
+            return;
+        };
+        match gap_key(body) {
+            Ok(own) if own == found.key => {}
+            Ok(own) => self.damage(&found.key, format!("it says it is `{own}`")),
+            Err(why) => self.damage(&found.key, why),
         }
     }
 

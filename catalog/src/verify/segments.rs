@@ -16,7 +16,7 @@ use super::finding::Finding;
 use super::inventory::{Inventory, Kind};
 use super::records::Records;
 use super::rules::Rests;
-use super::{Context, Scope, each};
+use super::{Context, Scope, each, points};
 use crate::check;
 use crate::error::CatalogError;
 use crate::ids::{BackupId, EpochId};
@@ -29,7 +29,7 @@ const STALL: Duration = Duration::from_mins(1);
 /// Tries for an object whose bytes break off.
 const TRIES: u32 = 4;
 /// Missing segments named one by one for each copy.
-const NAMED: usize = 20;
+pub(super) const NAMED: usize = 20;
 
 /// A WAL object that is there and is to be read.
 #[derive(Debug)]
@@ -72,11 +72,15 @@ pub(super) async fn needed(
     {
         plan.backup(id, manifest).await?;
     }
+    if context.verify.scope == Scope::All {
+        points::check(&mut plan, inventory, records, rests).await?;
+    }
     Ok(plan.wanted.into_values().collect())
 }
 
-struct Plan<'a> {
-    context: &'a Context<'a>,
+/// What will be read.
+pub(super) struct Plan<'a> {
+    pub(super) context: &'a Context<'a>,
     inventory: &'a Inventory,
     records: &'a Records,
     wanted: BTreeMap<Key, Wanted>,
@@ -95,6 +99,20 @@ struct Stretch<'a> {
 }
 
 impl Plan<'_> {
+    /// WAL objects in the bucket.
+    pub(super) fn stored(&self) -> u64 {
+        self.stored
+    }
+
+    /// Wants a segment behind a copy, as a recovery of it would look for it; `false`: it was not listed.
+    pub(super) fn wants(&mut self, copy: &NodeBackup, name: &WalName) -> bool {
+        let Some((key, file)) = self.find(copy.node_id, &copy.epoch, name) else {
+            return false;
+        };
+        self.want(&key, file, Some(copy.wal_segment_size), None);
+        true
+    }
+
     fn want(&mut self, key: &Key, file: WalFile, plain: Option<u64>, backup: Option<&BackupId>) {
         let stored_bytes = self.inventory.size(key).unwrap_or(0);
         let wanted = self.wanted.entry(key.clone()).or_insert(Wanted {
