@@ -18,10 +18,12 @@ use crate::types::{
     NodeFacts, ObserveRequest, Observed, OpenRequest, OperationStatus, RestoresHere,
     StartOperation, TargetFacts, TargetRequest,
 };
+use crate::wal::{StartWal, WalStatus};
 
 mod events;
 mod failure;
 mod tls;
+mod watchdog;
 
 /// The agent's port where an address names none.
 pub const DEFAULT_PORT: u16 = 18080;
@@ -229,7 +231,7 @@ impl AgentClient {
         Ok(events::follow(self.clone(), response))
     }
 
-    /// Makes a restore point in a backup that is copied.
+    /// Makes a restore point in a backup that is copied, or in a point that is ready.
     ///
     /// # Errors
     /// As [`Self::health`].
@@ -241,13 +243,25 @@ impl AgentClient {
         self.order(operation, "mark", request).await
     }
 
-    /// Looks at the transactions of a node whose backup is copied.
+    /// Looks at the transactions of a node whose backup is copied, or whose point is ready.
     ///
     /// # Errors
     /// As [`Self::health`].
     pub async fn observe(&self, operation: Uuid, look: Look) -> Result<Observed, ApiError> {
         let path = format!("/operations/{operation}/observe");
         self.send(&path, &ObserveRequest { look }, OBSERVE).await
+    }
+
+    /// Waits until the last restore point is on the node's disk, so that no crash of its database loses it.
+    ///
+    /// # Errors
+    /// As [`Self::health`]; [`ErrorKind::Database`] if the database may have crashed since the restore point was made.
+    pub async fn flush(
+        &self,
+        operation: Uuid,
+        request: &MarkRequest,
+    ) -> Result<OperationStatus, ApiError> {
+        self.order(operation, "flush", request).await
     }
 
     /// Has the WAL up to the restore point sent.
@@ -258,7 +272,7 @@ impl AgentClient {
         self.order(operation, "ship", &()).await
     }
 
-    /// Lets go of the WAL hold; the backup ends.
+    /// Lets go of the WAL hold, if there is one; the backup or the point ends.
     ///
     /// # Errors
     /// As [`Self::health`].
@@ -312,6 +326,31 @@ impl AgentClient {
     pub async fn discard(&self, restore: Uuid) -> Result<Discarded, ApiError> {
         self.send("/discard", &DiscardRequest { restore }, DISCARD)
             .await
+    }
+
+    /// How the WAL stands that the agent ships all the time.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn wal(&self) -> Result<WalStatus, ApiError> {
+        self.ask(Method::GET, "/wal", ASK).await
+    }
+
+    /// Has the agent ship WAL all the time. The same again changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::health`]; [`ErrorKind::Conflict`] if it ships for another node, epoch or repository.
+    pub async fn start_wal(&self, request: &StartWal) -> Result<WalStatus, ApiError> {
+        let put = self.http.put(format!("{}/wal", self.base)).json(request);
+        self.finish(put.timeout(COMMAND)).await
+    }
+
+    /// Has the agent stop that, and let go of the WAL it held.
+    ///
+    /// # Errors
+    /// As [`Self::health`].
+    pub async fn stop_wal(&self) -> Result<WalStatus, ApiError> {
+        self.ask(Method::DELETE, "/wal", COMMAND).await
     }
 
     /// Changes the bandwidth limit.

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use catalog::ids::{BackupId, EpochId};
-pub use catalog::model::Place;
+pub use catalog::model::{BackupMode, Engine, Place};
 use catalog::model::{NodeBackup, NodePoint, Tablespace, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::ApiError;
+use crate::pace::Pace;
+use crate::repository::RepositoryAccess;
+use crate::wal::WalMode;
 
 mod places;
 
@@ -18,17 +21,6 @@ pub use places::*;
 
 /// Version of this API; both sides refuse another one.
 pub const API_VERSION: u32 = 1;
-
-/// A string that no log, error or debug print shows.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
 
 /// `GET /v1/health`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,6 +64,22 @@ pub struct NodeFacts {
     /// What manages the database beside the agent.
     #[serde(default)]
     pub managers: Vec<Manager>,
+    /// The engine `probackup` on this host; `None`: an agent that knows none.
+    #[serde(default)]
+    pub probackup: Option<ProbackupFacts>,
+}
+
+/// What a host has for the engine `probackup`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbackupFacts {
+    /// Absolute path of `gs_probackup` or `pg_probackup`; `None`: there is none.
+    pub program: Option<String>,
+    /// Its version, as it says.
+    pub version: Option<String>,
+    /// How a catalog would be mounted: `root`, `fusermount3` or `namespace`; `None`: not at all.
+    pub mount: Option<String>,
+    /// Why the engine cannot be used here, and what would help; `None`: it can.
+    pub missing: Option<String>,
 }
 
 /// What a running database says of itself.
@@ -85,6 +93,9 @@ pub struct ServerFacts {
     pub data_directory: String,
     /// Port it listens on.
     pub port: u16,
+    /// `postgresql` or `opengauss`.
+    #[serde(default = "postgresql")]
+    pub flavour: String,
     /// WAL segment size in bytes.
     pub wal_segment_size: u64,
     /// Timeline.
@@ -124,36 +135,6 @@ pub struct Manager {
     pub next: String,
 }
 
-/// How to reach the repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RepositoryAccess {
-    /// Bucket name.
-    pub bucket: String,
-    /// Prefix within it, without slashes at the ends; may be empty.
-    pub prefix: String,
-    /// Endpoint URL; `None`: AWS's own.
-    pub endpoint: Option<String>,
-    /// Region.
-    pub region: Option<String>,
-    /// Certificates (PEM) that the endpoint's is signed by, beside the system's.
-    pub ca_pem: Option<String>,
-    /// Credentials for agents that have none of their own.
-    pub credentials: Option<Credentials>,
-}
-
-/// S3 credentials, kept in memory only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credentials {
-    /// Access key id.
-    pub access_key_id: String,
-    /// Secret access key.
-    pub secret_access_key: Secret,
-    /// Session token.
-    pub session_token: Option<Secret>,
-}
-
 /// `POST /v1/operations`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,12 +155,14 @@ pub struct StartOperation {
 pub enum OperationSpec {
     /// Copy this node.
     Backup(BackupSpec),
+    /// Make a restore point on this node, in the WAL that its agent ships all the time.
+    Point(PointSpec),
     /// Bring a node back on this host.
     Restore(Box<RestoreSpec>),
 }
 
 /// Copy this node into the repository. The client has registered node and epoch before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupSpec {
     /// The backup it becomes a part of.
@@ -198,6 +181,73 @@ pub struct BackupSpec {
     pub label: Option<String>,
     /// Whether the checkpoint at the start hurries.
     pub fast_checkpoint: bool,
+    /// What makes the copy.
+    #[serde(default = "direct")]
+    pub engine: Engine,
+    /// Whether it stands for itself.
+    #[serde(default = "full")]
+    pub mode: BackupMode,
+    /// What an increment builds on: from the FULL to the parent itself. Empty: a FULL.
+    #[serde(default)]
+    pub chain: Vec<ChainLink>,
+    /// What becomes of the node's WAL after it.
+    #[serde(default, skip_serializing_if = "WalMode::is_backup")]
+    pub wal: WalMode,
+    /// Whether the copy leaves the processors to the database.
+    #[serde(default, skip_serializing_if = "Pace::is_gentle")]
+    pub pace: Pace,
+}
+
+/// Make a restore point and see it into the bucket. Nothing is copied: the agent's continuous WAL of this node and epoch has
+/// to be running, and the point can be reached from a backup that this WAL joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointSpec {
+    /// The node's id.
+    pub node_id: Uuid,
+    /// The node's open epoch.
+    pub epoch: EpochId,
+    /// The copy that the point is of, if it was made by an operation that its agent has lost. Then the point lies behind it, and
+    /// says of the WAL what that operation would have said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyMade>,
+    /// A restore point on disk, made by an operation that its agent has lost: it is shipped, rather than another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked: Option<MarkResult>,
+}
+
+/// A copy that is whole in the bucket, all but its WAL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyMade {
+    /// Timeline that it was made on.
+    pub timeline: u32,
+    /// The first WAL segment that it needs.
+    pub wal_first: String,
+    /// Its end, `X/X`.
+    pub stop_lsn: String,
+}
+
+/// One node's copy in another backup, verified by the client against that backup's manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainLink {
+    /// The backup.
+    pub backup_id: BackupId,
+    /// The node's part of its manifest.
+    pub node: NodeBackup,
+}
+
+fn postgresql() -> String {
+    "postgresql".into()
+}
+
+fn direct() -> Engine {
+    Engine::Direct
+}
+
+fn full() -> BackupMode {
+    BackupMode::Full
 }
 
 /// Bring one node's copy back and recover it to a point.
@@ -208,6 +258,9 @@ pub struct RestoreSpec {
     pub backup_id: BackupId,
     /// The node's part of the backup's manifest, verified by the client against the manifest's hash.
     pub node: NodeBackup,
+    /// What the copy builds on, from the FULL to its parent; empty: it stands for itself.
+    #[serde(default)]
+    pub chain: Vec<ChainLink>,
     /// The node's part of the point.
     pub point: NodePoint,
     /// The client's restore, of which this is one node's part: its decision is
@@ -248,11 +301,13 @@ pub enum Phase {
     Copying,
     /// Backup: the copy is whole; waits for `mark`.
     Copied,
-    /// Backup: restore point made; waits for `ship` (or another `mark`).
+    /// Point: the node is ready; waits for `mark`.
+    Ready,
+    /// Backup, point: restore point made; waits for `ship` (or another `mark`).
     Marked,
-    /// Backup: WAL up to the point goes to the bucket.
+    /// Backup, point: WAL up to the restore point goes to the bucket.
     Shipping,
-    /// Backup: all is in the bucket and read back; waits for `release`.
+    /// Backup, point: all is in the bucket and read back; waits for `release`.
     Shipped,
     /// Restore: files come from the bucket.
     Fetching,
@@ -282,6 +337,7 @@ impl Phase {
             Self::Preparing => "preparing",
             Self::Copying => "copying",
             Self::Copied => "copied",
+            Self::Ready => "ready",
             Self::Marked => "marked",
             Self::Shipping => "shipping",
             Self::Shipped => "shipped",
@@ -330,7 +386,7 @@ pub struct Progress {
 pub struct OperationStatus {
     /// Its id.
     pub operation: Uuid,
-    /// `backup` or `restore`.
+    /// `backup`, `point` or `restore`.
     pub kind: String,
     /// The backup that it is a part of, or restores.
     #[serde(default)]
@@ -347,9 +403,10 @@ pub struct OperationStatus {
     pub warnings: Vec<String>,
     /// Why it failed.
     pub error: Option<ApiError>,
-    /// Backup, from `shipped` on: the node's part of the manifest.
+    /// Backup, from `shipped` on: the node's part of the manifest. Where the agent ships WAL all the time it is there from `copied` on,
+    /// with a last segment that is not the last yet: the copy is worth as much without its operation then.
     pub backup: Option<Box<NodeBackup>>,
-    /// Backup, from `shipped` on: the node's part of the point.
+    /// Backup, point, from `shipped` on: the node's part of the point.
     pub point: Option<NodePoint>,
     /// Restore, from `promoted` on.
     pub restored: Option<Restored>,
@@ -383,8 +440,9 @@ pub struct ObserveRequest {
 pub struct Observed {
     /// Who holds a transaction id; `None`: not asked for.
     pub holders: Option<XidHolders>,
-    /// `txid_current_snapshot()`; `None`: not asked for. Two that are equal, of one session, mean that no
-    /// transaction with an id ended between them.
+    /// `None`: not asked for. Two that are equal, of one session, mean that no transaction with an id ended between them,
+    /// unless it already held its id at the first and still does. PostgreSQL: `txid_current_snapshot()`; openGauss: its next id
+    /// and its next commit number.
     pub snapshot: Option<String>,
     /// Grows when the agent had to log in again: the server may have been restarted in between.
     pub session: u64,
@@ -407,7 +465,7 @@ pub struct XidHolders {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XidHolder {
     /// Process that runs it; `None`: it is prepared.
-    pub pid: Option<i32>,
+    pub pid: Option<i64>,
     /// `application_name` of its session.
     pub application: Option<String>,
     /// `state` of its session.
@@ -438,7 +496,7 @@ pub struct MarkRequest {
 }
 
 /// The restore point that was made.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkResult {
     /// Its name.
     pub restore_point: String,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use agent_wal::Lsn;
 
 use crate::connect::NodeConnection;
+use crate::dialect::Flavour;
 use crate::error::SqlError;
 use crate::session::only;
 use crate::text::literal;
@@ -32,7 +33,8 @@ impl NodeConnection {
     /// hence the caller's `deadline`.
     ///
     /// # Errors
-    /// [`SqlError::Privilege`], [`SqlError::Lost`], [`SqlError::Timeout`]; those of a statement.
+    /// [`SqlError::Privilege`], [`SqlError::Lost`], [`SqlError::Timeout`], [`SqlError::Unsupported`] on openGauss; those of
+    /// a statement.
     pub async fn start_backup(
         &self,
         label: &str,
@@ -48,12 +50,7 @@ impl NodeConnection {
             });
         }
         let label = literal("the label", label)?;
-        // D 26.3.3; to version 14 (D14 26.3.3.1) the third argument chose the non-exclusive kind.
-        let sql = if self.major() >= 15 {
-            format!("SELECT pg_backup_start({label}, {fast})")
-        } else {
-            format!("SELECT pg_start_backup({label}, {fast}, false)")
-        };
+        let sql = self.dialect().start_backup(&label, fast)?;
         only(what, self.rows_within(what, &sql, deadline).await?)?.value(0)
     }
 
@@ -62,18 +59,7 @@ impl NodeConnection {
     /// # Errors
     /// [`SqlError::Server`] with SQLSTATE 55000 when none is under way, [`SqlError::Lost`]; those of a statement.
     pub async fn stop_backup(&self) -> Result<StopResult, SqlError> {
-        // D 26.3.3. The files' text goes through the client's encoding; paths are bytes, so both are
-        // turned back into the database's own encoding first.
-        let from = if self.major() >= 15 {
-            "pg_backup_stop(false)"
-        } else {
-            "pg_stop_backup(false, false)"
-        };
-        let sql = format!(
-            "SELECT lsn, \
-             encode(convert_to(labelfile, getdatabaseencoding()), 'hex'), \
-             encode(convert_to(coalesce(spcmapfile, ''), getdatabaseencoding()), 'hex') FROM {from}"
-        );
+        let sql = self.dialect().stop_backup()?;
         let row = self.row("ending the backup", &sql).await?;
         Ok(StopResult {
             lsn: row.value(0)?,
@@ -84,25 +70,26 @@ impl NodeConnection {
 
     /// Writes a named restore point and returns where its record ends: what recovery to it reaches.
     ///
-    /// The record is NOT flushed yet when this returns (`XLogRestorePoint` does not); [`NodeConnection::switch_wal`]
-    /// or any commit makes it so.
+    /// PostgreSQL has NOT flushed the record when this returns (`XLogRestorePoint` does not);
+    /// [`NodeConnection::switch_wal`] or any commit makes it so. openGauss has.
     ///
     /// # Errors
     /// [`SqlError::BadName`] unless the name is 1 to 63 bytes of ASCII, [`SqlError::Privilege`]; those of a
     /// statement.
     pub async fn create_restore_point(&self, name: &str) -> Result<Lsn, SqlError> {
-        if name.is_empty() || name.len() > RESTORE_POINT_BYTES || !name.is_ascii() {
-            return Err(SqlError::BadName {
-                what: "the restore point",
-                value: name.to_owned(),
-                reason: "it must be 1 to 63 bytes of ASCII",
-            });
-        }
-        // D 9.27.3 pg_create_restore_point(name).
-        let sql = format!(
-            "SELECT pg_create_restore_point({})",
-            literal("the restore point", name)?
-        );
+        let name = restore_point(name)?;
+        let sql = self.dialect().create_restore_point(&name);
+        self.row("creating the restore point", &sql).await?.value(0)
+    }
+
+    /// As [`NodeConnection::create_restore_point`], and the record is on the server's disk: whoever streams WAL is sent it
+    /// at once.
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn create_flushed_restore_point(&self, name: &str) -> Result<Lsn, SqlError> {
+        let name = restore_point(name)?;
+        let sql = self.dialect().flushed_restore_point(&name);
         self.row("creating the restore point", &sql).await?.value(0)
     }
 
@@ -112,24 +99,19 @@ impl NodeConnection {
     /// # Errors
     /// [`SqlError::Privilege`]; those of a statement.
     pub async fn switch_wal(&self) -> Result<Lsn, SqlError> {
-        // D 9.27.3 pg_switch_wal().
-        self.row("switching the WAL segment", "SELECT pg_switch_wal()")
+        self.row("switching the WAL segment", self.dialect().switch_wal())
             .await?
             .value(0)
     }
 
-    /// Everything before this position is on the server's disk.
+    /// Everything before this position is on the server's disk; on openGauss every whole segment before it.
     ///
     /// # Errors
     /// Those of a statement; [`SqlError::Server`] (55000) during recovery.
     pub async fn flush_lsn(&self) -> Result<Lsn, SqlError> {
-        // D 9.27.3 pg_current_wal_flush_lsn().
-        self.row(
-            "reading the flush position",
-            "SELECT pg_current_wal_flush_lsn()",
-        )
-        .await?
-        .value(0)
+        self.row("reading the flush position", self.dialect().flush_lsn())
+            .await?
+            .value(0)
     }
 
     /// Everything that was ever written is before this position.
@@ -137,12 +119,47 @@ impl NodeConnection {
     /// # Errors
     /// Those of a statement; [`SqlError::Server`] (55000) during recovery.
     pub async fn insert_lsn(&self) -> Result<Lsn, SqlError> {
-        // D 9.27.3 pg_current_wal_insert_lsn().
-        self.row(
-            "reading the insert position",
-            "SELECT pg_current_wal_insert_lsn()",
-        )
-        .await?
-        .value(0)
+        self.row("reading the insert position", self.dialect().insert_lsn())
+            .await?
+            .value(0)
     }
+
+    /// Ends an exclusive backup that somebody started and is not there any more to end; `None`: none is under way.
+    /// Whose it is, its `backup_label` in the data directory tells: look before you call this.
+    ///
+    /// It waits until the server's archiver has taken the backup's WAL, hence the caller's `deadline`.
+    ///
+    /// # Errors
+    /// [`SqlError::Unsupported`] on PostgreSQL; [`SqlError::Privilege`], [`SqlError::Timeout`]; those of a statement.
+    pub async fn end_exclusive_backup(&self, deadline: Duration) -> Result<Option<Lsn>, SqlError> {
+        if self.flavour() != Flavour::OpenGauss {
+            return Err(SqlError::Unsupported {
+                what: "exclusive backups",
+                server: self.flavour(),
+                instead: "a backup ends with its session",
+            });
+        }
+        let what = "ending the exclusive backup";
+        // A_privileges.txt, D_kill.txt: where it ended; 55000 (object not in prerequisite state) when there is none.
+        let rows = self
+            .rows_within(what, "SELECT pg_stop_backup()", deadline)
+            .await;
+        match rows {
+            Ok(rows) => only(what, rows)?.value(0).map(Some),
+            Err(SqlError::Server { sqlstate, .. }) if sqlstate == "55000" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Its literal, if it is a name of one.
+fn restore_point(name: &str) -> Result<String, SqlError> {
+    if name.is_empty() || name.len() > RESTORE_POINT_BYTES || !name.is_ascii() {
+        return Err(SqlError::BadName {
+            what: "the restore point",
+            value: name.to_owned(),
+            reason: "it must be 1 to 63 bytes of ASCII",
+        });
+    }
+    literal("the restore point", name)
 }

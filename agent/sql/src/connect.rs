@@ -4,15 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::{Config, NoTls};
 use tokio_util::sync::CancellationToken;
 
+use crate::dialect::{self, Dialect, Flavour};
 use crate::error::SqlError;
+use crate::login;
 use crate::session::Session;
-
-/// First and last major version that is known, as `server_version_num`.
-const KNOWN_VERSIONS: std::ops::Range<u32> = 120_000..190_000;
 
 /// A password that no debug print shows.
 #[derive(Clone, PartialEq, Eq)]
@@ -23,6 +21,10 @@ impl Password {
     #[must_use]
     pub fn new(password: impl Into<String>) -> Self {
         Self(password.into())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 
@@ -43,7 +45,7 @@ pub struct ConnectOptions {
     pub user: String,
     /// Database. Grants on functions are looked for in this one.
     pub database: String,
-    /// Password, for md5 and SCRAM; `None` for peer and trust.
+    /// Password, for md5, SCRAM and openGauss's sha256; `None` for peer and trust.
     pub password: Option<Password>,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
@@ -70,24 +72,17 @@ impl Default for ConnectOptions {
 
 impl ConnectOptions {
     /// For messages.
-    fn target(&self) -> String {
+    pub(crate) fn target(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    fn config(&self) -> Config {
+    /// What tokio-postgres needs to know: the socket is ours.
+    pub(crate) fn config(&self) -> Config {
         let mut config = Config::new();
         config
-            .host(&self.host)
-            .port(self.port)
             .user(&self.user)
             .dbname(&self.database)
-            .application_name(&self.application_name)
-            .connect_timeout(self.connect_timeout)
-            // A peer that vanished is noticed within half a minute also while the session only holds a
-            // backup open and sends nothing.
-            .keepalives_idle(Duration::from_secs(10))
-            .keepalives_interval(Duration::from_secs(5))
-            .keepalives_retries(3);
+            .application_name(&self.application_name);
         if let Some(Password(password)) = &self.password {
             config.password(password);
         }
@@ -104,7 +99,8 @@ pub struct NodeConnection {
 }
 
 impl NodeConnection {
-    /// Connects and logs in. `cancel` ends this and every later statement of this handle.
+    /// Connects and logs in, to PostgreSQL or openGauss: which one it is, the server says. `cancel` ends this and every
+    /// later statement of this handle.
     ///
     /// # Errors
     /// [`SqlError::Unreachable`], [`SqlError::WrongPassword`], [`SqlError::Refused`],
@@ -113,51 +109,16 @@ impl NodeConnection {
         options: &ConnectOptions,
         cancel: CancellationToken,
     ) -> Result<Self, SqlError> {
-        let config = options.config();
         let login = async {
-            let (client, connection) = config
-                .connect(NoTls)
-                .await
-                .map_err(|e| SqlError::of_login(&e, &options.user, &options.target()))?;
-            Ok(Session::spawn(client, connection, options))
-        };
-        Self::open(login, options, cancel).await
-    }
-
-    /// Logs in over a stream that somebody else opened: TLS, or a server whose own authentication
-    /// was answered on it before (openGauss; such a stream swallows the start-up message and replays the
-    /// server's answer).
-    ///
-    /// Statements on such a session cannot be cancelled at the server: a deadline ends the session.
-    ///
-    /// # Errors
-    /// As [`NodeConnection::connect`].
-    pub async fn over<S>(
-        stream: S,
-        options: &ConnectOptions,
-        cancel: CancellationToken,
-    ) -> Result<Self, SqlError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let config = options.config();
-        let login = async {
-            let (client, connection) = config
+            let stream = login::open(options).await?;
+            let (client, connection) = options
+                .config()
                 .connect_raw(stream, NoTls)
                 .await
                 .map_err(|e| SqlError::of_login(&e, &options.user, &options.target()))?;
             Ok(Session::spawn(client, connection, options))
         };
-        Self::open(login, options, cancel).await
-    }
-
-    /// Bounds the log-in, then makes the session ours.
-    async fn open(
-        login: impl Future<Output = Result<Session, SqlError>>,
-        options: &ConnectOptions,
-        cancel: CancellationToken,
-    ) -> Result<Self, SqlError> {
-        let session = tokio::select! {
+        let mut session = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(SqlError::Cancelled { what: "logging in" }),
             login = tokio::time::timeout(options.connect_timeout, login) => {
@@ -167,38 +128,18 @@ impl NodeConnection {
                 })??
             }
         };
-        let mut session = session;
-        // D 20.1.3; an integer in every version.
-        let version = Self::ask_version(&session, &cancel).await?;
-        if !KNOWN_VERSIONS.contains(&version) {
-            return Err(SqlError::Setting {
-                name: "server_version_num",
-                value: version.to_string(),
-                needed: "that of PostgreSQL 12 to 18".to_owned(),
-            });
-        }
-        session.version_num = version;
+        session.dialect = dialect::detect(&session, &cancel).await?;
         let connection = Self {
             session: Arc::new(session),
             cancel,
         };
-        connection
-            .rows("setting up the session", &set_up(version))
-            .await?;
+        let set_up = connection.dialect().set_up();
+        connection.rows("setting up the session", &set_up).await?;
         Ok(connection)
     }
 
-    async fn ask_version(session: &Session, cancel: &CancellationToken) -> Result<u32, SqlError> {
-        let what = "reading the server's version";
-        let rows = session
-            .run(what, "SHOW server_version_num", session.deadline, cancel)
-            .await?;
-        rows.first()
-            .ok_or_else(|| SqlError::Answer {
-                what,
-                answer: "no row".to_owned(),
-            })?
-            .value(0)
+    pub(crate) fn dialect(&self) -> &dyn Dialect {
+        &*self.session.dialect
     }
 
     /// The same session under another token: what has to be cleaned up after a cancel needs one that is
@@ -211,16 +152,28 @@ impl NodeConnection {
         }
     }
 
-    /// `server_version_num`, e.g. 150020.
+    /// Which kind of server it is.
     #[must_use]
-    pub fn version_num(&self) -> u32 {
-        self.session.version_num
+    pub fn flavour(&self) -> Flavour {
+        self.dialect().flavour()
     }
 
-    /// Major version, e.g. 15.
+    /// Its name and release, such as `PostgreSQL 15.14` or `openGauss 5.0.0`.
+    #[must_use]
+    pub fn version(&self) -> String {
+        self.dialect().version()
+    }
+
+    /// `server_version_num`, e.g. 150020; 90204 for every openGauss.
+    #[must_use]
+    pub fn version_num(&self) -> u32 {
+        self.dialect().version_num()
+    }
+
+    /// Major version of PostgreSQL, e.g. 15; 9 for every openGauss.
     #[must_use]
     pub fn major(&self) -> u32 {
-        self.session.version_num / 10_000
+        self.version_num() / 10_000
     }
 
     /// Whether the session is known to be gone. It may be gone without being known: ask the server.
@@ -241,24 +194,4 @@ impl NodeConnection {
     pub fn close(&self) {
         self.session.close("closed by this program");
     }
-}
-
-/// Settings of our sessions.
-///
-/// D 20.11 (client connection defaults): no timeout of the server may end a session that holds a backup
-/// open, and the death of this program must: a server that is busy with a statement looks whether its client is
-/// there (D 20.3.2), and a client that vanished with its host is noticed within half a minute; nothing is looked up along somebody else's `search_path`; literals mean what they say.
-fn set_up(version: u32) -> String {
-    let mut sql = "SET statement_timeout = 0; SET lock_timeout = 0; \
-                   SET idle_in_transaction_session_timeout = 0; \
-                   SET search_path = pg_catalog; SET standard_conforming_strings = on; \
-                   SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-        .to_owned();
-    if version >= 140_000 {
-        sql.push_str("; SET idle_session_timeout = 0; SET client_connection_check_interval = 2000");
-    }
-    if version >= 170_000 {
-        sql.push_str("; SET transaction_timeout = 0");
-    }
-    sql
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio_postgres::error::{DbError, Severity};
 
+use crate::dialect::{Dialect, Flavour};
+
 /// Why a statement, or the log-in before it, did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SqlError {
     /// No server answers there, or it takes no connections now.
-    #[error("no connection to the database at {target}: {message}")]
+    #[error("no connection to the server at {target}: {message}")]
     Unreachable {
         /// Host and port, or socket.
         target: String,
@@ -17,7 +19,7 @@ pub enum SqlError {
         message: String,
     },
     /// The password is wrong or missing.
-    #[error("the database refuses the password of user {user:?}: {message}")]
+    #[error("the server refuses the password of user {user:?}: {message}")]
     WrongPassword {
         /// Database user.
         user: String,
@@ -25,7 +27,7 @@ pub enum SqlError {
         message: String,
     },
     /// The server refuses this user, host or database.
-    #[error("the database refuses the log-in of user {user:?}: {message}")]
+    #[error("the server refuses the log-in of user {user:?}: {message}")]
     Refused {
         /// Database user.
         user: String,
@@ -52,6 +54,16 @@ pub enum SqlError {
         /// Value that would do.
         needed: String,
     },
+    /// This kind of server has nothing of the sort.
+    #[error("{server} does not offer {what}: {instead}")]
+    Unsupported {
+        /// What was wanted.
+        what: &'static str,
+        /// The kind of server.
+        server: Flavour,
+        /// What to do instead.
+        instead: &'static str,
+    },
     /// A name or label that cannot be sent.
     #[error("{what} {value:?} is not usable: {reason}")]
     BadName {
@@ -63,7 +75,7 @@ pub enum SqlError {
         reason: &'static str,
     },
     /// The session is gone. Whatever lived in it (a backup) is gone with it.
-    #[error("the database session was lost during {what}: {message}")]
+    #[error("the session was lost during {what}: {message}")]
     Lost {
         /// What was under way.
         what: &'static str,
@@ -71,7 +83,7 @@ pub enum SqlError {
         message: String,
     },
     /// No answer in time. The statement may have taken effect.
-    #[error("{what} got no answer from the database within {} s", after.as_secs())]
+    #[error("{what} got no answer within {after:?}")]
     Timeout {
         /// What was under way.
         what: &'static str,
@@ -85,7 +97,7 @@ pub enum SqlError {
         what: &'static str,
     },
     /// The server says no for another reason.
-    #[error("{what} failed in the database: {message} (SQLSTATE {sqlstate})")]
+    #[error("{what} failed: {message} (SQLSTATE {sqlstate})")]
     Server {
         /// What was tried.
         what: &'static str,
@@ -95,7 +107,7 @@ pub enum SqlError {
         message: String,
     },
     /// The server answered something this program does not understand.
-    #[error("unexpected answer of the database to {what}: {answer}")]
+    #[error("unexpected answer to {what}: {answer}")]
     Answer {
         /// What was asked.
         what: &'static str,
@@ -109,6 +121,15 @@ impl SqlError {
     #[must_use]
     pub fn session_is_gone(&self) -> bool {
         matches!(self, Self::Lost { .. })
+    }
+
+    /// Whether the statement may have taken effect, or may do so yet, although it failed.
+    #[must_use]
+    pub fn outcome_is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Lost { .. } | Self::Timeout { .. } | Self::Cancelled { .. } | Self::Answer { .. }
+        )
     }
 
     /// Of a failed log-in.
@@ -138,6 +159,7 @@ impl SqlError {
         error: &tokio_postgres::Error,
         what: &'static str,
         user: &str,
+        dialect: &dyn Dialect,
     ) -> Self {
         let Some(db) = error.as_db_error() else {
             return Self::Lost {
@@ -160,7 +182,7 @@ impl SqlError {
             "42501" => Self::Privilege {
                 what,
                 message: words(db),
-                grant: grant_for(db.message(), user),
+                grant: dialect.grant_for(db.message(), user),
             },
             code => Self::Server {
                 what,
@@ -171,20 +193,8 @@ impl SqlError {
     }
 }
 
-/// The grant that mends an "insufficient privilege", as far as the server's words tell.
-fn grant_for(message: &str, user: &str) -> String {
-    let role = crate::text::identifier(user);
-    // "permission denied for function pg_backup_start": the caller's preflight knows the signature, this
-    // is only for privileges that went missing in between.
-    match message.strip_prefix("permission denied for function ") {
-        Some(function) => format!("GRANT EXECUTE ON FUNCTION {function} TO {role};"),
-        None if message.contains("replication") => format!("ALTER ROLE {role} REPLICATION;"),
-        None => format!("GRANT pg_monitor TO {role};"),
-    }
-}
-
 /// Message, detail and hint on one line.
-fn words(db: &DbError) -> String {
+pub(crate) fn words(db: &DbError) -> String {
     let mut words = db.message().to_owned();
     for more in [db.detail(), db.hint()].into_iter().flatten() {
         words.push_str("; ");

@@ -6,11 +6,16 @@ use std::time::Duration;
 use agent_wal::Lsn;
 
 use crate::connect::NodeConnection;
+use crate::dialect::Flavour;
 use crate::error::SqlError;
-use crate::text::{Row, identifier};
+use crate::text::Row;
 
 /// The size of all databases is summed file by file.
 const SIZE_DEADLINE: Duration = Duration::from_mins(2);
+
+/// Files that settings in force came from, for those who may see it.
+pub(crate) const SETTINGS_SOURCES: &str =
+    "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL";
 
 /// A tablespace outside the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +42,15 @@ pub struct WalReceiver {
 /// The cluster's identity and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFacts {
+    /// Which kind of server it is.
+    pub flavour: Flavour,
+    /// Its name and release, such as `PostgreSQL 15.14`.
+    pub version: String,
     /// System identifier.
     pub system_identifier: u64,
     /// Catalog version; names the directory inside each tablespace.
     pub catalog_version: u32,
-    /// `server_version_num`.
+    /// `server_version_num`; 90204 for every openGauss.
     pub server_version_num: u32,
     /// Data directory.
     pub data_directory: String,
@@ -63,6 +72,15 @@ pub struct ServerFacts {
     pub files: ServerFiles,
 }
 
+/// Which database cluster it is, and what it is to its replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// System identifier.
+    pub system_identifier: u64,
+    /// Whether it is a standby or still recovering.
+    pub in_recovery: bool,
+}
+
 /// Where the server's configuration and state are. Paths as the server has them: absolute, or relative to
 /// the data directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,7 +93,7 @@ pub struct ServerFiles {
     pub ident_file: String,
     /// `external_pid_file`, if one is set.
     pub external_pid_file: Option<String>,
-    /// `unix_socket_directories`.
+    /// `unix_socket_directories`; openGauss has one.
     pub unix_socket_directories: Vec<String>,
     /// `stats_temp_directory`; `None` from version 15 on.
     pub stats_temp_directory: Option<String>,
@@ -87,6 +105,17 @@ pub struct ServerFiles {
     /// Whether `sources` lists every included file. Without the right to read `pg_file_settings` only those are
     /// known that a setting in force came from.
     pub sources_complete: bool,
+}
+
+/// What the server does with WAL that it has filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archiving {
+    /// Whether it keeps WAL until it is archived.
+    pub on: bool,
+    /// `archive_command`; `None`: there is none.
+    pub command: Option<String>,
+    /// `archive_dest` of openGauss, which comes before the command.
+    pub directory: Option<String>,
 }
 
 /// Where the log stands, read at one moment.
@@ -106,41 +135,28 @@ impl NodeConnection {
     /// # Errors
     /// [`SqlError::Privilege`] without `pg_monitor`; those of a statement.
     pub async fn server_facts(&self) -> Result<ServerFacts, SqlError> {
-        // D 9.27.x control data functions; pg_walfile_name() does not work in recovery, where the control
-        // file's newest timeline is what can be known.
-        let row = self
-            .row(
-                "reading the server's facts",
-                "SELECT s.system_identifier, s.catalog_version_no, i.bytes_per_wal_segment, \
-                 i.database_block_size, i.data_page_checksum_version, pg_is_in_recovery(), \
-                 CASE WHEN pg_is_in_recovery() \
-                 THEN greatest(c.timeline_id, r.min_recovery_end_timeline)::text \
-                 ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END \
-                 FROM pg_control_system() s, pg_control_init() i, \
-                 pg_control_checkpoint() c, pg_control_recovery() r",
-            )
-            .await?;
-        let in_recovery = row.flag(5)?;
-        let settings = self.settings().await?;
-        let files = self.files(&settings).await?;
-        Ok(ServerFacts {
-            // pg_control_system() shows it as a signed number.
-            system_identifier: row.value::<i64>(0)?.cast_unsigned(),
-            catalog_version: row.value(1)?,
-            server_version_num: self.version_num(),
-            data_directory: self.setting(&settings, "data_directory")?.to_owned(),
-            port: parsed(self.setting(&settings, "port")?)?,
-            wal_segment_size: row.value(2)?,
-            block_size: row.value(3)?,
-            timeline: if in_recovery {
-                row.value(6)?
-            } else {
-                hex_timeline(&row, 6)?
-            },
-            in_recovery,
-            data_checksums: row.value::<u32>(4)? != 0,
-            tablespaces: self.tablespaces().await?,
-            files,
+        self.dialect().server_facts(self).await
+    }
+
+    /// What everybody may know who may log in. D 9.27.x: the control data functions are for all.
+    ///
+    /// # Errors
+    /// Those of a statement.
+    pub async fn identity(&self) -> Result<Identity, SqlError> {
+        let what = "asking which database it is";
+        let sql =
+            "SELECT s.system_identifier::text, pg_is_in_recovery() FROM pg_control_system() s";
+        let row = self.row(what, sql).await?;
+        let text = row.text(0)?;
+        // PostgreSQL's type is signed, openGauss's is not.
+        let signed = text.parse::<i64>().map(i64::cast_unsigned);
+        let system_identifier = match signed.or_else(|_| text.parse()) {
+            Ok(identifier) => identifier,
+            Err(_) => row.value(0)?,
+        };
+        Ok(Identity {
+            system_identifier,
+            in_recovery: row.flag(1)?,
         })
     }
 
@@ -166,13 +182,8 @@ impl NodeConnection {
     /// # Errors
     /// Those of a statement; [`SqlError::Server`] (55000) during recovery.
     pub async fn wal_position(&self) -> Result<WalPosition, SqlError> {
-        // D 9.27.3. The flush position is asked for first: it can only be behind the insert position.
         let row = self
-            .row(
-                "reading the WAL position",
-                "SELECT pg_current_wal_flush_lsn(), pg_current_wal_insert_lsn(), \
-                 left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)",
-            )
+            .row("reading the WAL position", self.dialect().wal_position())
             .await?;
         Ok(WalPosition {
             flush: row.value(0)?,
@@ -205,20 +216,15 @@ impl NodeConnection {
     /// # Errors
     /// Those of a statement.
     pub async fn wal_receivers(&self) -> Result<Vec<WalReceiver>, SqlError> {
-        // D 28.2.4 pg_stat_replication: without pg_monitor only the process id is shown.
         let rows = self
-            .rows(
-                "looking for standbys",
-                "SELECT coalesce(application_name, ''), host(client_addr), coalesce(state, '') \
-                 FROM pg_stat_replication ORDER BY 1, 2",
-            )
+            .rows("looking for standbys", self.dialect().wal_receivers())
             .await?;
         rows.iter()
             .map(|row| {
                 Ok(WalReceiver {
-                    application: row.text(0)?.to_owned(),
+                    application: row.optional(0)?.unwrap_or_default().to_owned(),
                     address: row.optional(1)?.map(str::to_owned),
-                    state: row.text(2)?.to_owned(),
+                    state: row.optional(2)?.unwrap_or_default().to_owned(),
                 })
             })
             .collect()
@@ -229,23 +235,40 @@ impl NodeConnection {
     /// # Errors
     /// Those of a statement.
     pub async fn tablespaces(&self) -> Result<Vec<ServerTablespace>, SqlError> {
-        // D 9.26.3 pg_tablespace_location(): the built-in ones have none.
         let rows = self
-            .rows(
-                "reading the tablespaces",
-                "SELECT oid, spcname, pg_tablespace_location(oid) FROM pg_tablespace \
-                 WHERE pg_tablespace_location(oid) <> '' ORDER BY oid",
-            )
+            .rows("reading the tablespaces", self.dialect().tablespaces())
             .await?;
-        rows.iter()
-            .map(|row| {
+        let outside = rows.iter().filter_map(|row| {
+            let location = match row.optional(2) {
+                Ok(location) => location.filter(|location| !location.is_empty())?,
+                Err(error) => return Some(Err(error)),
+            };
+            let space = || {
                 Ok(ServerTablespace {
                     oid: row.value(0)?,
                     name: row.text(1)?.to_owned(),
-                    location: row.text(2)?.to_owned(),
+                    location: location.to_owned(),
                 })
-            })
-            .collect()
+            };
+            Some(space())
+        });
+        outside.collect()
+    }
+
+    /// What the server does with WAL that it has filled.
+    ///
+    /// # Errors
+    /// [`SqlError::Privilege`] if its settings are hidden; those of a statement.
+    pub async fn archiving(&self) -> Result<Archiving, SqlError> {
+        // D 20.5.3; openGauss has archive_dest beside it (F_slots.txt). "(disabled)" is what PostgreSQL shows of a
+        // command while archive_mode is off.
+        let settings = self.settings().await?;
+        let mode = self.setting(&settings, "archive_mode")?;
+        Ok(Archiving {
+            on: mode != "off",
+            command: given(&settings, "archive_command").filter(|command| command != "(disabled)"),
+            directory: given(&settings, "archive_dest"),
+        })
     }
 
     /// All settings that this user may see, in their base units.
@@ -266,7 +289,7 @@ impl NodeConnection {
     }
 
     /// A setting that every version has; one that is not seen is hidden.
-    fn setting<'a>(
+    pub(crate) fn setting<'a>(
         &self,
         settings: &'a BTreeMap<String, String>,
         name: &str,
@@ -277,71 +300,26 @@ impl NodeConnection {
             .ok_or_else(|| SqlError::Privilege {
                 what: "reading the server's settings",
                 message: format!("{name} is hidden"),
-                grant: format!("GRANT pg_monitor TO {};", identifier(self.session.user())),
+                grant: self.dialect().grant_for("", self.session.user()),
             })
-    }
-
-    async fn files(&self, settings: &BTreeMap<String, String>) -> Result<ServerFiles, SqlError> {
-        let text = |name| self.setting(settings, name).map(str::to_owned);
-        let given = |name: &str| settings.get(name).filter(|v| !v.is_empty()).cloned();
-        let (sources, sources_complete) = self.sources().await?;
-        Ok(ServerFiles {
-            config_file: text("config_file")?,
-            hba_file: text("hba_file")?,
-            ident_file: text("ident_file")?,
-            external_pid_file: given("external_pid_file"),
-            unix_socket_directories: text("unix_socket_directories")?
-                .split(',')
-                .map(|directory| directory.trim().trim_matches('"').to_owned())
-                .filter(|directory| !directory.is_empty())
-                .collect(),
-            stats_temp_directory: given("stats_temp_directory"),
-            data_directory_mode: u32::from_str_radix(&text("data_directory_mode")?, 8)
-                .map_err(|_| unexpected(settings, "data_directory_mode"))?,
-            sources,
-            sources_complete,
-        })
-    }
-
-    /// Files that settings and rules come from, and whether the list is complete.
-    async fn sources(&self) -> Result<(Vec<String>, bool), SqlError> {
-        let what = "reading the configuration's sources";
-        let rights = self
-            .row(
-                what,
-                "SELECT has_table_privilege('pg_file_settings', 'SELECT') \
-                 AND has_function_privilege('pg_show_all_file_settings()', 'EXECUTE'), \
-                 has_table_privilege('pg_hba_file_rules', 'SELECT') \
-                 AND has_function_privilege('pg_hba_file_rules()', 'EXECUTE')",
-            )
-            .await?;
-        let (settings, rules) = (rights.flag(0)?, rights.flag(1)?);
-        let mut sql = "SELECT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL".to_owned();
-        if settings {
-            // D 54.9 pg_file_settings: also files whose settings are overridden.
-            sql.push_str(
-                " UNION SELECT sourcefile FROM pg_file_settings WHERE sourcefile IS NOT NULL",
-            );
-        }
-        if rules && self.major() >= 16 {
-            // From 16 on these can include files too (D16 21.1).
-            sql.push_str(
-                " UNION SELECT file_name FROM pg_hba_file_rules WHERE file_name IS NOT NULL \
-                 UNION SELECT file_name FROM pg_ident_file_mappings WHERE file_name IS NOT NULL",
-            );
-        }
-        sql.push_str(" ORDER BY 1");
-        let rows = self.rows(what, &sql).await?;
-        let sources = rows
-            .iter()
-            .map(|row| row.text(0).map(str::to_owned))
-            .collect::<Result<_, _>>()?;
-        Ok((sources, settings && (rules || self.major() < 16)))
     }
 }
 
+/// A setting that may be there, unless it is empty.
+pub(crate) fn given(settings: &BTreeMap<String, String>, name: &str) -> Option<String> {
+    settings.get(name).filter(|v| !v.is_empty()).cloned()
+}
+
+/// A list of directories.
+pub(crate) fn directories(list: &str) -> Vec<String> {
+    list.split(',')
+        .map(|directory| directory.trim().trim_matches('"').to_owned())
+        .filter(|directory| !directory.is_empty())
+        .collect()
+}
+
 /// The timeline that a segment's name begins with.
-fn hex_timeline(row: &Row, at: usize) -> Result<u32, SqlError> {
+pub(crate) fn hex_timeline(row: &Row, at: usize) -> Result<u32, SqlError> {
     let text = row.text(at)?;
     u32::from_str_radix(text, 16).map_err(|_| SqlError::Answer {
         what: row.what,
@@ -349,14 +327,14 @@ fn hex_timeline(row: &Row, at: usize) -> Result<u32, SqlError> {
     })
 }
 
-fn parsed<T: std::str::FromStr>(text: &str) -> Result<T, SqlError> {
+pub(crate) fn parsed<T: std::str::FromStr>(text: &str) -> Result<T, SqlError> {
     text.parse().map_err(|_| SqlError::Answer {
         what: "reading the settings",
         answer: text.to_owned(),
     })
 }
 
-fn unexpected(settings: &BTreeMap<String, String>, name: &str) -> SqlError {
+pub(crate) fn unexpected(settings: &BTreeMap<String, String>, name: &str) -> SqlError {
     SqlError::Answer {
         what: "reading the settings",
         answer: format!("{name} is {:?}", settings.get(name)),

@@ -7,6 +7,8 @@ use crate::connect::NodeConnection;
 use crate::error::SqlError;
 use crate::text::identifier;
 
+pub(crate) mod opengauss;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -37,7 +39,14 @@ struct Findings<'a> {
     found: Vec<Finding>,
 }
 
-impl Findings<'_> {
+impl<'a> Findings<'a> {
+    fn new(settings: &'a BTreeMap<String, String>) -> Self {
+        Self {
+            settings,
+            found: Vec::new(),
+        }
+    }
+
     fn refuse(&mut self, name: &'static str, what: impl Into<String>, mend: impl Into<String>) {
         self.add(name, Severity::Refusal, what.into(), mend.into());
     }
@@ -87,19 +96,23 @@ impl NodeConnection {
     /// # Errors
     /// Those of a statement: what is found is no error.
     pub async fn examine(&self) -> Result<Vec<Finding>, SqlError> {
-        let settings = self.settings().await?;
-        let mut findings = Findings {
-            settings: &settings,
-            found: Vec::new(),
-        };
-        findings.role(self.in_recovery().await?);
-        findings.server();
-        self.privileges(&mut findings).await?;
-        self.slots_free(&mut findings).await?;
-        findings.slot_limits(self.major());
-        Ok(findings.found)
+        self.dialect().examine(self).await
     }
+}
 
+/// What a PostgreSQL must be like.
+pub(crate) async fn postgresql(sql: &NodeConnection, major: u32) -> Result<Vec<Finding>, SqlError> {
+    let settings = sql.settings().await?;
+    let mut findings = Findings::new(&settings);
+    findings.role(sql.in_recovery().await?);
+    findings.server();
+    sql.privileges(&mut findings).await?;
+    sql.slots_free(&mut findings).await?;
+    findings.slot_limits(major);
+    Ok(findings.found)
+}
+
+impl NodeConnection {
     async fn privileges(&self, findings: &mut Findings<'_>) -> Result<(), SqlError> {
         let role = identifier(self.session.user());
         let row = self
@@ -213,6 +226,22 @@ impl Findings<'_> {
         }
     }
 
+    /// Sizes that this program reads.
+    fn block_sizes(&mut self) {
+        for name in ["block_size", "wal_block_size"] {
+            if self.number(name) == 8192 {
+                self.fine(name, "8192");
+            } else {
+                let value = self.setting(name).to_owned();
+                self.refuse(
+                    name,
+                    format!("{name} is {value}, only 8192 is supported"),
+                    "",
+                );
+            }
+        }
+    }
+
     /// Settings without which a copy would not recover (D 20.5, 26.3.3).
     fn server(&mut self) {
         match self.setting("wal_level").to_owned().as_str() {
@@ -243,18 +272,7 @@ impl Findings<'_> {
                 self.fine(name, "on");
             }
         }
-        for name in ["block_size", "wal_block_size"] {
-            if self.number(name) == 8192 {
-                self.fine(name, "8192");
-            } else {
-                let value = self.setting(name).to_owned();
-                self.refuse(
-                    name,
-                    format!("{name} is {value}, only 8192 is supported"),
-                    "",
-                );
-            }
-        }
+        self.block_sizes();
         if self.setting("data_checksums") == "off" {
             self.warn(
                 "data_checksums",

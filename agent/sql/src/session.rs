@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Mutex, watch};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::Mutex;
 use tokio_postgres::{Client, Connection, NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
+use crate::carrier::{Carrier, CloseUnlessAnswered};
 use crate::connect::{ConnectOptions, NodeConnection};
-use crate::error::{SqlError, chain};
+use crate::dialect::{Dialect, PostgreSql};
+use crate::error::SqlError;
+use crate::login;
 use crate::text::Row;
 
 /// How long the server has to react to a request to cancel, before the session is given up.
@@ -20,12 +23,11 @@ pub(crate) struct Session {
     client: Client,
     /// One statement at a time: a request to cancel must not hit somebody else's.
     turn: Mutex<()>,
-    /// Why the session is gone.
-    ended: watch::Receiver<Option<String>>,
-    end: watch::Sender<Option<String>>,
-    user: String,
+    carrier: Carrier,
+    /// Where to ask for a statement to be cancelled. Knows no password.
+    server: ConnectOptions,
     pub(crate) deadline: Duration,
-    pub(crate) version_num: u32,
+    pub(crate) dialect: Box<dyn Dialect>,
 }
 
 impl Session {
@@ -39,62 +41,39 @@ impl Session {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (end, ended) = watch::channel(None);
-        let (task_end, mut task_ended) = (end.clone(), ended.clone());
-        tokio::spawn(async move {
-            let reason = tokio::select! {
-                // Said by `close`: dropping the connection closes the socket.
-                _ = task_ended.wait_for(Option::is_some) => return,
-                result = connection => match result {
-                    Ok(()) => "the connection was closed".to_owned(),
-                    Err(error) => chain(&error),
-                },
-            };
-            task_end.send_if_modified(|said| {
-                let first = said.is_none();
-                said.get_or_insert(reason);
-                first
-            });
-        });
         Self {
             client,
             turn: Mutex::new(()),
-            ended,
-            end,
-            user: options.user.clone(),
+            carrier: Carrier::spawn(connection),
+            server: ConnectOptions {
+                password: None,
+                ..options.clone()
+            },
             deadline: options.statement_deadline,
-            version_num: 0,
+            // Until the server has said what it is, it is asked what both understand.
+            dialect: Box::new(PostgreSql::new(0)),
         }
     }
 
     pub(crate) fn user(&self) -> &str {
-        &self.user
+        &self.server.user
     }
 
     /// Why the session is gone, if it is.
     pub(crate) fn ended(&self) -> Option<String> {
-        self.ended
-            .borrow()
-            .clone()
+        self.carrier
+            .ended()
             .or_else(|| self.client.is_closed().then(|| "connection closed".into()))
     }
 
     /// Waits for the end of the session.
     pub(crate) async fn wait_ended(&self) -> String {
-        let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => "the connection's task is gone".to_owned(),
-        }
+        self.carrier.wait_ended().await
     }
 
     /// Ends the session.
     pub(crate) fn close(&self, reason: &str) {
-        self.end.send_if_modified(|said| {
-            let first = said.is_none();
-            said.get_or_insert_with(|| reason.to_owned());
-            first
-        });
+        self.carrier.close(reason);
     }
 
     /// Runs one simple query within `deadline`.
@@ -129,7 +108,7 @@ impl Session {
         }
         // Whoever drops this future drops an answer that is still under way: no later statement of
         // this session may be mistaken for its sequel.
-        let unanswered = CloseUnlessAnswered(Some(self));
+        let unanswered = CloseUnlessAnswered::new(&self.carrier);
         let query = self.client.simple_query(sql);
         tokio::pin!(query);
         let outcome = tokio::select! {
@@ -144,9 +123,8 @@ impl Session {
                 self.rows(what, answer).await
             }
             Err(error) => {
-                let asked = self.client.cancel_token();
                 let ends = async {
-                    asked.cancel_query(NoTls).await.is_ok() && {
+                    self.cancel_statement().await && {
                         let _ = (&mut query).await;
                         true
                     }
@@ -157,6 +135,20 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// Asks the server to cancel what this session does, over a socket of its own, and waits until it has
+    /// passed that on; whether it has.
+    ///
+    /// The server closes that socket after it has sent its signal (`PQcancel` waits for the same). Without
+    /// the wait a signal that is slower than the statement's own end would hit the session's next statement.
+    async fn cancel_statement(&self) -> bool {
+        let token = self.client.cancel_token();
+        let Ok(mut socket) = login::socket(&self.server).await else {
+            return false;
+        };
+        token.cancel_query_raw(&mut socket, NoTls).await.is_ok()
+            && matches!(socket.read(&mut [0]).await, Ok(0))
     }
 
     async fn rows(
@@ -174,7 +166,7 @@ impl Session {
                 .collect()),
             Err(error) => {
                 let said_by_server = error.as_db_error().is_some();
-                let error = SqlError::of_statement(&error, what, &self.user);
+                let error = SqlError::of_statement(&error, what, self.user(), &*self.dialect);
                 let SqlError::Lost { message, .. } = &error else {
                     return Err(error);
                 };
@@ -191,23 +183,6 @@ impl Session {
                 };
                 Err(SqlError::Lost { what, message })
             }
-        }
-    }
-}
-
-/// Closes the session when a statement's answer was not waited for.
-struct CloseUnlessAnswered<'a>(Option<&'a Session>);
-
-impl CloseUnlessAnswered<'_> {
-    fn answered(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CloseUnlessAnswered<'_> {
-    fn drop(&mut self) {
-        if let Some(session) = self.0 {
-            session.close("given up: a statement was not answered in time");
         }
     }
 }
@@ -231,6 +206,18 @@ impl NodeConnection {
     /// Runs a statement that answers exactly one row.
     pub(crate) async fn row(&self, what: &'static str, sql: &str) -> Result<Row, SqlError> {
         only(what, self.rows(what, sql).await?)
+    }
+
+    /// Runs a statement that answers rows of one text.
+    pub(crate) async fn texts(
+        &self,
+        what: &'static str,
+        sql: &str,
+    ) -> Result<Vec<String>, SqlError> {
+        let rows = self.rows(what, sql).await?;
+        rows.iter()
+            .map(|row| row.text(0).map(str::to_owned))
+            .collect()
     }
 }
 

@@ -81,9 +81,17 @@ impl NodeConnection {
     ///
     /// # Errors
     /// [`SqlError::Setting`] when no slot is free, [`SqlError::Privilege`], [`SqlError::Server`] with
-    /// SQLSTATE 42710 when it exists; all those of a statement.
+    /// SQLSTATE 42710 when it exists, [`SqlError::Unsupported`] on openGauss, whose slots hold nothing; all those of a
+    /// statement.
     pub async fn create_slot(&self, name: &str) -> Result<(), SqlError> {
         let what = "creating a replication slot";
+        if !self.dialect().slots_hold_wal() {
+            return Err(SqlError::Unsupported {
+                what: "slots that hold WAL",
+                server: self.flavour(),
+                instead: "let its archive_command hold it",
+            });
+        }
         // D 9.27.6 pg_create_physical_replication_slot(slot_name, immediately_reserve); not temporary: the
         // server drops a temporary slot at ANY error of its session (ReplicationSlotCleanup).
         let sql = format!(
@@ -115,11 +123,14 @@ impl NodeConnection {
         Ok(self.slots_where(&condition).await?.into_iter().next())
     }
 
-    /// All slots whose names begin so.
+    /// All slots whose names begin so; none on openGauss, where none of ours can be.
     ///
     /// # Errors
     /// Those of a statement.
     pub async fn slots_like(&self, prefix: &str) -> Result<Vec<SlotState>, SqlError> {
+        if !self.dialect().slots_hold_wal() {
+            return Ok(Vec::new());
+        }
         let condition = format!(
             "starts_with(slot_name::text, {})",
             literal("the slot", prefix)?

@@ -26,8 +26,8 @@ pub struct XidHolders {
 /// A transaction that holds an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct XidHolder {
-    /// Process of its session; `None`: it is prepared.
-    pub pid: Option<i32>,
+    /// Process of its session (openGauss: thread); `None`: it is prepared.
+    pub pid: Option<i64>,
     /// `application_name` of its session.
     pub application: Option<String>,
     /// `state` of its session.
@@ -44,27 +44,12 @@ pub struct XidHolder {
 impl NodeConnection {
     /// Transactions that hold an id now. A transaction that has written
     /// anything is seen until its end has been made visible and its locks are gone; one that ended while we
-    /// looked may still be told. Autovacuum's are left out: no client has a half of one.
+    /// looked may still be told. `PostgreSQL`'s autovacuum is left out: no client has a half of one.
     ///
     /// # Errors
     /// Those of a statement; [`SqlError::Timeout`] after 2 s.
     pub async fn xid_holders(&self) -> Result<XidHolders, SqlError> {
-        // D 54.12 pg_locks: every transaction holds an exclusive lock on its own id as long as it lasts; one
-        // that is prepared goes on holding it, with a null pid. The lock table is read in one piece, and what
-        // the two other views say (D 28.2.3, 54.16) is joined to it: read by themselves, they miss a
-        // transaction that becomes prepared between one and the other. Subtransactions have ids too.
-        let sql = format!(
-            "SELECT l.pid, a.application_name, a.state, coalesce(a.datname, p.database), \
-             greatest(0, (extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start)) * 1000)::bigint), \
-             p.gid, p.owner, count(*) OVER () \
-             FROM (SELECT pid, array_agg(transactionid) AS xids FROM pg_locks \
-             WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted \
-             GROUP BY pid, virtualtransaction) l \
-             LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-             LEFT JOIN pg_prepared_xacts p ON l.pid IS NULL AND p.transaction = ANY (l.xids) \
-             WHERE a.backend_type IS DISTINCT FROM 'autovacuum worker' \
-             ORDER BY 5 DESC NULLS LAST LIMIT {HOLDERS}"
-        );
+        let sql = self.dialect().xid_holders(HOLDERS);
         let rows = self.rows_within("looking for transactions", &sql, LOOK);
         let rows = rows.await?;
         Ok(XidHolders {
@@ -73,16 +58,18 @@ impl NodeConnection {
         })
     }
 
-    /// `txid_current_snapshot()`, as text. It changes with every end of a transaction that had an id, and not
-    /// with a beginning: all ids below its upper bound that are not listed have ended, and no other has.
+    /// What two looks must have in common if no transaction with an id has ended between them.
+    ///
+    /// On PostgreSQL `txid_current_snapshot()`. It changes with every end of a transaction that had an id, and not
+    /// with a beginning: all ids below its upper bound that are not listed have ended, and no other has. On openGauss the next
+    /// id and the next commit number: it changes with every beginning and every commit, and a commit has taken its number before
+    /// its record is written, so a look for holders must follow the first snapshot.
     ///
     /// # Errors
     /// Those of a statement; [`SqlError::Timeout`] after 2 s.
     pub async fn transaction_snapshot(&self) -> Result<String, SqlError> {
-        // D 9.26 (transaction ids and snapshots); the newer name pg_current_snapshot came with 13, this one is still there in 18. A
-        // statement of its own: its snapshot is then taken now, whatever the isolation level.
         let what = "reading the transaction snapshot";
-        let rows = self.rows_within(what, "SELECT txid_current_snapshot()", LOOK);
+        let rows = self.rows_within(what, self.dialect().snapshot(), LOOK);
         Ok(only(what, rows.await?)?.text(0)?.to_owned())
     }
 }

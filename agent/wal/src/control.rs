@@ -9,6 +9,9 @@
 //! | 1300 | 13 to 16 | `float4ByVal` went, `float8ByVal` took its place | 288 |
 //! | 1700 | 17 | `wal_level` in a hole of the checkpoint | 288 |
 //! | 1800 | 18 | `default_char_signedness` before the nonce | 292 |
+//!
+//! openGauss has a structure of its own, with 8-byte transaction numbers: version 923 from 1.0 to 7.0, with the CRC at 224
+//! since 3.0.
 
 use thiserror::Error;
 
@@ -18,6 +21,9 @@ use crate::{BLOCK_SIZE, Lsn, SegmentSize};
 /// Bytes that are needed: the structure is kept within one 512-byte sector, the rest of the file is zero.
 pub const CONTROL_BYTES: usize = 512;
 
+/// `PG_CONTROL_VERSION` of openGauss.
+const OPENGAUSS_VERSION: u32 = 923;
+
 /// What is wrong with a control file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ControlError {
@@ -25,7 +31,9 @@ pub enum ControlError {
     #[error("pg_control has {0} bytes, at least {CONTROL_BYTES} are needed")]
     Short(usize),
     /// No version we know.
-    #[error("pg_control has format version {0}; known are those of PostgreSQL 12 to 18")]
+    #[error(
+        "pg_control has format version {0}; known are those of PostgreSQL 12 to 18 and of openGauss"
+    )]
     Version(u32),
     /// The checksum is another one: torn or damaged.
     #[error("pg_control has CRC {stored:08X}, its content {computed:08X}")]
@@ -124,7 +132,7 @@ pub struct ControlFile {
     pub checkpoint_time: i64,
     /// Recovery must reach at least this position; invalid outside archive recovery.
     pub min_recovery_point: Lsn,
-    /// Timeline of that position; 0 outside archive recovery.
+    /// Timeline of that position; 0 outside archive recovery, and always on openGauss.
     pub min_recovery_timeline: u32,
     /// Start of the backup that is being recovered, until its end is reached.
     pub backup_start: Lsn,
@@ -138,34 +146,103 @@ pub struct ControlFile {
     pub block_size: u32,
     /// Blocks in a file of a relation (131072: files of 1 GiB).
     pub relation_segment_blocks: u32,
-    /// 0: pages carry no checksums; 1: the known kind.
+    /// 0: pages carry no checksums that are known here; 1: the known kind.
     pub data_checksum_version: u32,
 }
 
-/// Offsets in `ControlFileData`; the checkpoint's copy begins at 40.
-mod at {
-    pub(super) const STATE: usize = 16;
-    pub(super) const TIME: usize = 24;
-    pub(super) const CHECKPOINT: usize = 32;
-    pub(super) const REDO: usize = 40;
-    pub(super) const TIMELINE: usize = 48;
-    pub(super) const PREVIOUS_TIMELINE: usize = 52;
-    pub(super) const CHECKPOINT_TIME: usize = 104;
-    pub(super) const MIN_RECOVERY_POINT: usize = 136;
-    pub(super) const MIN_RECOVERY_TIMELINE: usize = 144;
-    pub(super) const BACKUP_START: usize = 152;
-    pub(super) const BACKUP_END: usize = 160;
-    pub(super) const BACKUP_END_REQUIRED: usize = 168;
-    pub(super) const MAX_ALIGN: usize = 204;
-    pub(super) const FLOAT_FORMAT: usize = 208;
-    pub(super) const BLOCK_SIZE: usize = 216;
-    pub(super) const RELATION_SEGMENT: usize = 220;
-    pub(super) const WAL_BLOCK_SIZE: usize = 224;
-    pub(super) const WAL_SEGMENT_SIZE: usize = 228;
-    pub(super) const DATA_CHECKSUM_VERSION: usize = 252;
+/// Offsets in `ControlFileData` where the two differ; version numbers are at 8 and 12 in both.
+#[derive(Debug)]
+struct Offsets {
+    state: usize,
+    time: usize,
+    checkpoint: usize,
+    redo: usize,
+    timeline: usize,
+    /// `PrevTimeLineID`; openGauss has none.
+    previous_timeline: Option<usize>,
+    checkpoint_time: usize,
+    min_recovery_point: usize,
+    /// `minRecoveryPointTLI`; openGauss has none.
+    min_recovery_timeline: Option<usize>,
+    backup_start: usize,
+    backup_end: usize,
+    backup_end_required: usize,
+    /// `maxAlign`, with `floatFormat` at the next multiple of 8.
+    max_align: usize,
+    float_format: usize,
+    /// `blcksz`, `relseg_size`, `xlog_blcksz` and `xlog_seg_size` in a row.
+    block_size: usize,
+    /// `data_checksum_version`; openGauss has none: its pages have checksums of their own kind.
+    data_checksum_version: Option<usize>,
+    crc: usize,
+}
+
+const POSTGRESQL: Offsets = Offsets {
+    state: 16,
+    time: 24,
+    checkpoint: 32,
+    redo: 40,
+    timeline: 48,
+    previous_timeline: Some(52),
+    checkpoint_time: 104,
+    min_recovery_point: 136,
+    min_recovery_timeline: Some(144),
+    backup_start: 152,
+    backup_end: 160,
+    backup_end_required: 168,
+    max_align: 204,
+    float_format: 208,
+    block_size: 216,
+    data_checksum_version: Some(252),
+    crc: 288,
+};
+
+/// The nonce moved by 4 bytes.
+const POSTGRESQL_18: Offsets = Offsets {
+    crc: 292,
+    ..POSTGRESQL
+};
+
+/// `pg_control.h` of openGauss 3.0 to 7.0. Transactions have 8 bytes; a `timeline` at 16 counts starts of the server
+/// and is none of the log's.
+const OPENGAUSS: Offsets = Offsets {
+    state: 20,
+    time: 24,
+    checkpoint: 32,
+    redo: 48,
+    timeline: 56,
+    previous_timeline: None,
+    checkpoint_time: 112,
+    min_recovery_point: 136,
+    min_recovery_timeline: None,
+    backup_start: 144,
+    backup_end: 152,
+    backup_end_required: 160,
+    max_align: 180,
+    float_format: 184,
+    block_size: 192,
+    data_checksum_version: None,
+    crc: 224,
+};
+
+impl Offsets {
+    fn of(control_version: u32) -> Option<&'static Self> {
+        match control_version {
+            OPENGAUSS_VERSION => Some(&OPENGAUSS),
+            1201 | 1300 | 1700 => Some(&POSTGRESQL),
+            1800 => Some(&POSTGRESQL_18),
+            _ => None,
+        }
+    }
 }
 
 impl ControlFile {
+    /// Whether it is one of openGauss.
+    #[must_use]
+    pub fn is_opengauss(&self) -> bool {
+        self.control_version == OPENGAUSS_VERSION
+    }
+
     /// Reads a control file, or its first [`CONTROL_BYTES`].
     ///
     /// A running server rewrites the file in place, so a reader may catch it torn: on
@@ -181,15 +258,12 @@ impl ControlFile {
         let u64 = |offset| u64_at(file, offset).ok_or(ControlError::Short(file.len()));
         let i64 = |offset| i64_at(file, offset).ok_or(ControlError::Short(file.len()));
         let lsn = |offset| u64(offset).map(Lsn);
+        let optional = |offset: Option<usize>| offset.map_or(Ok(0), u32);
 
         let control_version = u32(8)?;
-        let crc_at = match control_version {
-            1201 | 1300 | 1700 => 288,
-            1800 => 292,
-            other => return Err(ControlError::Version(other)),
-        };
-        let stored = u32(crc_at)?;
-        let computed = crc32c::crc32c(&file[..crc_at]);
+        let at = Offsets::of(control_version).ok_or(ControlError::Version(control_version))?;
+        let stored = u32(at.crc)?;
+        let computed = crc32c::crc32c(&file[..at.crc]);
         if stored != computed {
             return Err(ControlError::Crc { stored, computed });
         }
@@ -198,24 +272,24 @@ impl ControlFile {
             ok.then_some(())
                 .ok_or(ControlError::Unsupported { what, value })
         };
-        let max_align = u32(at::MAX_ALIGN)?;
+        let max_align = u32(at.max_align)?;
         supported("MAXALIGN", max_align.into(), max_align == 8)?;
-        let float = array::<8>(file, at::FLOAT_FORMAT).map(f64::from_le_bytes);
+        let float = array::<8>(file, at.float_format).map(f64::from_le_bytes);
         supported(
             "floating-point format",
-            u64(at::FLOAT_FORMAT)?,
+            u64(at.float_format)?,
             float == Some(1_234_567.0),
         )?;
-        let block_size = u32(at::BLOCK_SIZE)?;
+        let block_size = u32(at.block_size)?;
         supported("block size", block_size.into(), is_block_size(block_size))?;
-        let wal_block_size = u32(at::WAL_BLOCK_SIZE)?;
+        let wal_block_size = u32(at.block_size + 8)?;
         supported(
             "WAL block size",
             wal_block_size.into(),
             is_block_size(wal_block_size),
         )?;
-        let segment_size = u64::from(u32(at::WAL_SEGMENT_SIZE)?);
-        let state = u32(at::STATE)?;
+        let segment_size = u64::from(u32(at.block_size + 12)?);
+        let state = u32(at.state)?;
 
         Ok(Self {
             system_identifier: u64(0)?,
@@ -225,24 +299,24 @@ impl ControlFile {
                 what: "state",
                 value: state.into(),
             })?,
-            time: i64(at::TIME)?,
-            checkpoint: lsn(at::CHECKPOINT)?,
-            redo: lsn(at::REDO)?,
-            timeline: u32(at::TIMELINE)?,
-            previous_timeline: u32(at::PREVIOUS_TIMELINE)?,
-            checkpoint_time: i64(at::CHECKPOINT_TIME)?,
-            min_recovery_point: lsn(at::MIN_RECOVERY_POINT)?,
-            min_recovery_timeline: u32(at::MIN_RECOVERY_TIMELINE)?,
-            backup_start: lsn(at::BACKUP_START)?,
-            backup_end: lsn(at::BACKUP_END)?,
-            backup_end_required: file[at::BACKUP_END_REQUIRED] != 0,
+            time: i64(at.time)?,
+            checkpoint: lsn(at.checkpoint)?,
+            redo: lsn(at.redo)?,
+            timeline: u32(at.timeline)?,
+            previous_timeline: u32(at.previous_timeline.unwrap_or(at.timeline))?,
+            checkpoint_time: i64(at.checkpoint_time)?,
+            min_recovery_point: lsn(at.min_recovery_point)?,
+            min_recovery_timeline: optional(at.min_recovery_timeline)?,
+            backup_start: lsn(at.backup_start)?,
+            backup_end: lsn(at.backup_end)?,
+            backup_end_required: file[at.backup_end_required] != 0,
             wal_segment_size: SegmentSize::new(segment_size).ok_or(ControlError::Unsupported {
                 what: "WAL segment size",
                 value: segment_size,
             })?,
             block_size,
-            relation_segment_blocks: u32(at::RELATION_SEGMENT)?,
-            data_checksum_version: u32(at::DATA_CHECKSUM_VERSION)?,
+            relation_segment_blocks: u32(at.block_size + 4)?,
+            data_checksum_version: optional(at.data_checksum_version)?,
         })
     }
 }

@@ -4,13 +4,16 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::bytes::{array, i64_at, u32_at};
+use crate::Lsn;
+use crate::bytes::{array, i64_at, u32_at, u64_at};
 use crate::record::Record;
 
 /// `RM_XLOG_ID` (`src/include/access/rmgrlist.h`).
 const RM_XLOG: u8 = 0;
 /// `RM_TBLSPC_ID`.
 const RM_TABLESPACE: u8 = 5;
+/// `XLOG_CHECKPOINT_SHUTDOWN`.
+const CHECKPOINT_SHUTDOWN: u8 = 0x00;
 /// `XLOG_SWITCH` (`src/include/catalog/pg_control.h`).
 const SWITCH: u8 = 0x40;
 /// `XLOG_RESTORE_POINT`.
@@ -54,6 +57,15 @@ pub(crate) fn is_switch_kind(rmid: u8, info: u8) -> bool {
     rmid == RM_XLOG && info & KIND == SWITCH
 }
 
+/// Where replay begins from the checkpoint that ends a recovery or a server's life, if the record is one
+/// (`CheckPoint.redo`, the first field on PostgreSQL and openGauss).
+#[must_use]
+pub fn shutdown_checkpoint(record: &Record) -> Option<Lsn> {
+    is(record, RM_XLOG, CHECKPOINT_SHUTDOWN)
+        .then(|| u64_at(&record.data, 0).map(Lsn))
+        .flatten()
+}
+
 /// The restore point that the record makes (`xl_restore_point`).
 #[must_use]
 pub fn restore_point(record: &Record) -> Option<RestorePoint> {
@@ -68,7 +80,8 @@ pub fn restore_point(record: &Record) -> Option<RestorePoint> {
 }
 
 /// OID and directory of the tablespace that replaying the record creates (`xl_tblspc_create_rec`). The path is the
-/// literal one of the old host: replay makes a link to it and a directory in it.
+/// literal one of the old host: replay makes a link to it and a directory in it. openGauss's `XLOG_TBLSPC_RELATIVE_CREATE`
+/// is none of them: such a tablespace lies within the data directory, in `pg_location`.
 #[must_use]
 pub fn create_tablespace(record: &Record) -> Option<(u32, PathBuf)> {
     if !is(record, RM_TABLESPACE, TABLESPACE_CREATE) {

@@ -1,8 +1,8 @@
-//! PostgreSQL's write-ahead log, control file and pages, read byte by byte.
+//! The write-ahead log, control file and pages of PostgreSQL and openGauss, read byte by byte.
 //!
 //! Nothing here does I/O, allocates by a length that was not checked, or panics on any input. Layouts
-//! are those of PostgreSQL 12 to 18 on little-endian 64-bit machines, with 8 KiB blocks in both data
-//! and WAL; anything else is refused by name. Each layout names the PostgreSQL source file it follows.
+//! are those of PostgreSQL 12 to 18, and of openGauss from 3.0 on, on little-endian 64-bit machines, with 8 KiB blocks in
+//! both data and WAL; anything else is refused by name. Each layout names the source file it follows.
 //!
 //! - [`Lsn`], [`SegmentName`] and [`SegmentSize`] say where in the log something is, and in which file;
 //! - [`control::ControlFile`] reads `global/pg_control`;
@@ -13,6 +13,7 @@
 
 mod bytes;
 pub mod control;
+mod flavour;
 pub mod kind;
 mod lsn;
 pub mod page;
@@ -21,6 +22,7 @@ pub mod segment;
 mod version;
 mod wal_page;
 
+pub use flavour::Flavour;
 pub use lsn::{Lsn, ParseError, SegmentName, SegmentSize};
 pub use version::Major;
 

@@ -89,6 +89,12 @@ impl SegmentSize {
         u64::from(self.0)
     }
 
+    /// The same, of a buffer that holds a whole segment.
+    #[must_use]
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
     /// Segments in 4 GiB of WAL: the last eight digits of a name count up to it.
     fn per_id(self) -> u64 {
         (1 << 32) / self.bytes()

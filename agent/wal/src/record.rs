@@ -8,16 +8,12 @@ mod decode;
 use thiserror::Error;
 
 use crate::bytes::{u32_at, u64_at};
-use crate::version::Major;
+use crate::flavour::Flavour;
 use crate::wal_page::{PageHeader, PageRules};
 use crate::{BLOCK_SIZE, Lsn, SegmentSize};
 
 pub use crate::wal_page::PageFault;
 
-/// Bytes of `XLogRecord`.
-const HEADER: usize = 24;
-/// No reader of PostgreSQL takes more than `MaxAllocSize`.
-const MAX_RECORD: u32 = 0x3FFF_FFFF;
 const PAGE: u64 = BLOCK_SIZE as u64;
 
 /// A record whose CRC was right.
@@ -35,12 +31,12 @@ pub struct Record {
     /// The resource manager's kind of record in the high four bits, general flags in the low ones.
     pub info: u8,
     /// Transaction; 0: none.
-    pub xid: u32,
+    pub xid: u64,
     /// Timeline of the page on which it ends.
     pub timeline: u32,
     /// Who wrote it.
-    pub major: Major,
-    /// Its main data, without images and data of blocks.
+    pub flavour: Flavour,
+    /// Its main data, without images and data of blocks. Of a record of openGauss that has blocks: empty.
     pub data: Vec<u8>,
 }
 
@@ -133,7 +129,7 @@ pub struct ReaderOptions {
     /// Timelines that pages may have; empty: any.
     pub timelines: Vec<u32>,
     /// Who must have written it; `None`: whoever wrote the first page.
-    pub major: Option<Major>,
+    pub flavour: Option<Flavour>,
 }
 
 impl ReaderOptions {
@@ -144,7 +140,7 @@ impl ReaderOptions {
             segment_size,
             system_identifier: None,
             timelines: Vec::new(),
-            major: None,
+            flavour: None,
         }
     }
 }
@@ -200,7 +196,7 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
                 segment_size: options.segment_size,
                 system_identifier: options.system_identifier,
                 timelines: options.timelines,
-                major: options.major,
+                flavour: options.flavour,
                 timeline: 1..=u32::MAX,
             },
             segment: None,
@@ -236,8 +232,8 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
 
     /// Who wrote the log, once a page was read.
     #[must_use]
-    pub fn major(&self) -> Option<Major> {
-        self.rules.major
+    pub fn flavour(&self) -> Option<Flavour> {
+        self.rules.flavour
     }
 
     /// Gives the segment that [`Step::NeedSegment`] asked for. The one before is dropped.
@@ -348,7 +344,7 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
             .rules
             .read(page, at)
             .map_err(|fault| EndReason::Page { at, fault })?;
-        self.rules.major = Some(header.major);
+        self.rules.flavour = Some(header.flavour);
         self.rules.timeline = header.timeline..=*self.rules.timeline.end();
         self.page = Some((at, header));
         Ok(header)
@@ -395,7 +391,8 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
             return Err(EndReason::Nothing);
         }
         let length = usize::try_from(total).unwrap_or(usize::MAX);
-        if length < HEADER || total > MAX_RECORD {
+        let layout = header.flavour.layout();
+        if length < layout.record_header || total > layout.longest_record {
             return Err(EndReason::Record(RecordFault::Length(total)));
         }
         let start = self.position;
@@ -407,7 +404,7 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
             total,
             bytes: rest.to_vec(),
         };
-        self.wait(pending, rest.len())?;
+        self.wait(pending, rest.len(), header.flavour)?;
         Ok(None)
     }
 
@@ -421,7 +418,7 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
         let taken = pending.missing().min(rest.len());
         pending.bytes.extend_from_slice(&rest[..taken]);
         if pending.missing() > 0 {
-            self.wait(pending, taken)?;
+            self.wait(pending, taken, header.flavour)?;
             return Ok(None);
         }
         let result = self.finish(pending.start, &pending.bytes, taken, header);
@@ -434,16 +431,16 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
 
     /// Keeps an incomplete record. Its header is looked at as soon as it is there, so that a length that is
     /// garbage does not gather segments.
-    fn wait(&mut self, pending: Pending, taken: usize) -> Result<(), EndReason> {
-        let checked = self.check_previous(pending.start, &pending.bytes);
+    fn wait(&mut self, pending: Pending, taken: usize, flavour: Flavour) -> Result<(), EndReason> {
+        let checked = self.check_previous(pending.start, &pending.bytes, flavour);
         self.position.0 += taken as u64;
         self.pending = Some(pending);
         checked
     }
 
     /// The link to the record before, if `record` has it yet.
-    fn check_previous(&self, start: Lsn, record: &[u8]) -> Result<(), EndReason> {
-        let Some(previous) = u64_at(record, 8).map(Lsn) else {
+    fn check_previous(&self, start: Lsn, record: &[u8], flavour: Flavour) -> Result<(), EndReason> {
+        let Some(previous) = u64_at(record, flavour.layout().previous).map(Lsn) else {
             return Ok(());
         };
         let right = if self.previous.is_valid() {
@@ -464,8 +461,8 @@ impl<B: AsRef<[u8]>> RecordReader<B> {
         taken: usize,
         header: PageHeader,
     ) -> Result<Record, EndReason> {
-        self.check_previous(start, bytes)?;
-        let record = decode::record(bytes, header.major).map_err(EndReason::Record)?;
+        self.check_previous(start, bytes, header.flavour)?;
+        let record = decode::record(bytes, header.flavour).map_err(EndReason::Record)?;
         // Page and segment sizes are multiples of 8, so rounding up never leaves the page.
         let end = Lsn((self.position.0 + taken as u64).next_multiple_of(8));
         let record = Record {

@@ -2,11 +2,10 @@
 
 use thiserror::Error;
 
-use crate::bytes::{all_zero, array, u32_at};
-use crate::kind;
+use crate::bytes::{all_zero, array, u16_at, u32_at};
+use crate::flavour::Flavour;
 use crate::record::{EndOfWal, EndReason, ReaderOptions, Record, RecordReader, Step};
-use crate::version::Major;
-use crate::{Lsn, SegmentName, SegmentSize};
+use crate::{BLOCK_SIZE, Lsn, SegmentName, SegmentSize, kind, wal_page};
 
 /// What a segment must be.
 #[derive(Debug, Clone)]
@@ -19,20 +18,20 @@ pub struct Expected {
     pub name: SegmentName,
     /// Timelines its pages may have: the name's own, and those that it came from. Empty: any up to the name's own.
     pub timelines: Vec<u32>,
-    /// Who must have written it; `None`: any version we know.
-    pub major: Option<Major>,
+    /// Who must have written it; `None`: any that we know.
+    pub flavour: Option<Flavour>,
 }
 
 /// What a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
     /// Who wrote it.
-    pub major: Major,
+    pub flavour: Flavour,
     /// Records that begin and end in it.
     pub records: u64,
     /// Where the first record begins that begins in it.
     pub first_record: Option<Lsn>,
-    /// Where the server went on in the next segment, if it did so before the end of this one; the rest is zero.
+    /// Where the server went on in the next segment, if it did so before the end of this one; the rest has no records.
     pub switched: Option<Lsn>,
 }
 
@@ -81,7 +80,7 @@ pub fn verify(segment: &[u8], expected: &Expected) -> Result<Verified, SegmentEr
             segment_size: size,
             system_identifier: Some(expected.system_identifier),
             timelines: expected.timelines.clone(),
-            major: expected.major,
+            flavour: expected.flavour,
         },
     );
     reader.limit_timeline(expected.name.timeline);
@@ -105,13 +104,7 @@ pub fn verify(segment: &[u8], expected: &Expected) -> Result<Verified, SegmentEr
             }
         }
     }
-    if let Some(at) = seen.switched {
-        let offset = usize::try_from(at.bytes_since(start)).unwrap_or(usize::MAX);
-        if !segment.get(offset..).is_some_and(all_zero) {
-            return Err(SegmentError::AfterSwitch(at));
-        }
-    }
-    let Some(major) = reader.major() else {
+    let Some(flavour) = reader.flavour() else {
         return Err(broken(
             EndOfWal {
                 lsn: start,
@@ -120,8 +113,13 @@ pub fn verify(segment: &[u8], expected: &Expected) -> Result<Verified, SegmentEr
             start,
         ));
     };
+    if let Some(at) = seen.switched
+        && !nothing_after(segment, at, start, flavour)
+    {
+        return Err(SegmentError::AfterSwitch(at));
+    }
     Ok(Verified {
-        major,
+        flavour,
         records: seen.records,
         first_record: seen.first,
         switched: seen.switched,
@@ -157,8 +155,27 @@ fn broken(end: EndOfWal, start: Lsn) -> SegmentError {
     }
 }
 
-/// A switch's record may begin in the segment before and end in this one, which is then empty but for its last 8 or
-/// 16 bytes. Where it ends, if that is what this is.
+/// Whether no record follows the switch that ends at `at`.
+fn nothing_after(segment: &[u8], at: Lsn, start: Lsn, flavour: Flavour) -> bool {
+    let offset = usize::try_from(at.bytes_since(start)).unwrap_or(usize::MAX);
+    let Some(rest) = segment.get(offset..) else {
+        return false;
+    };
+    if !flavour.layout().headers_after_switch {
+        return all_zero(rest);
+    }
+    let (of_page, pages) = rest.split_at(rest.len() % BLOCK_SIZE);
+    let mut address = Lsn(at.0.next_multiple_of(BLOCK_SIZE as u64));
+    all_zero(of_page)
+        && pages.chunks(BLOCK_SIZE).all(|page| {
+            let empty = wal_page::is_empty(page, address, flavour);
+            address.0 += BLOCK_SIZE as u64;
+            empty
+        })
+}
+
+/// A switch's record may begin in the segment before and end in this one, which is then empty but for its last bytes, a
+/// multiple of 8. Where it ends, if that is what this is.
 fn switched_across(segment: &[u8], end: &EndOfWal, seen: &Seen, start: Lsn) -> Option<Lsn> {
     const LONG_HEADER: usize = 40;
     /// `xl_info` and `xl_rmid`, counted from the end of a record without data.
@@ -166,7 +183,11 @@ fn switched_across(segment: &[u8], end: &EndOfWal, seen: &Seen, start: Lsn) -> O
     let rest = usize::try_from(u32_at(segment, 16)?).ok()?;
     let nothing = end.reason == EndReason::Nothing && seen.records == 0;
     let tail = LONG_HEADER + rest;
-    if !nothing || !matches!(rest, 8 | 16) || end.lsn.bytes_since(start) != tail as u64 {
+    let of_record = Flavour::of_page_magic(u16_at(segment, 0)?)?
+        .layout()
+        .record_header;
+    let part = rest.is_multiple_of(8) && (KIND_FROM_END..of_record).contains(&rest);
+    if !nothing || !part || end.lsn.bytes_since(start) != tail as u64 {
         return None;
     }
     let [info, rmid] = array(segment, tail - KIND_FROM_END)?;

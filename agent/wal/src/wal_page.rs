@@ -1,11 +1,13 @@
 //! Headers of WAL pages: `XLogPageHeaderData` and `XLogLongPageHeaderData`, `src/include/access/xlog_internal.h`.
+//!
+//! openGauss has the same (`xlog_basic.h`), with one more field, `xlp_total_len`, in what is padding elsewhere.
 
 use std::ops::RangeInclusive;
 
 use thiserror::Error;
 
-use crate::bytes::{u16_at, u32_at, u64_at};
-use crate::version::Major;
+use crate::bytes::{all_zero, u16_at, u32_at, u64_at};
+use crate::flavour::Flavour;
 use crate::{BLOCK_SIZE, Lsn, SegmentSize};
 
 /// Size of a header, `MAXALIGN`ed.
@@ -17,10 +19,8 @@ const LONG: usize = 40;
 const CONTINUED: u16 = 1;
 /// `XLP_LONG_HEADER`.
 const HAS_LONG: u16 = 2;
-/// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the rest of the record before was lost in a crash.
+/// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the rest of the record before was lost in a crash. 4 is `XLP_BKP_REMOVABLE`.
 const OVERWRITTEN: u16 = 8;
-/// `XLP_ALL_FLAGS`; 4 is `XLP_BKP_REMOVABLE`.
-const ALL_FLAGS: u16 = 15;
 
 /// What is wrong with a page of WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -67,7 +67,7 @@ pub(crate) struct PageRules {
     /// Empty: any.
     pub(crate) timelines: Vec<u32>,
     /// From the first page on, that of all.
-    pub(crate) major: Option<Major>,
+    pub(crate) flavour: Option<Flavour>,
     /// Timelines from that of the page before, as they only grow, to the last one allowed.
     pub(crate) timeline: RangeInclusive<u32>,
 }
@@ -75,7 +75,7 @@ pub(crate) struct PageRules {
 /// A header that obeys the rules.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PageHeader {
-    pub(crate) major: Major,
+    pub(crate) flavour: Flavour,
     pub(crate) timeline: u32,
     /// Bytes of the record before that the page begins with.
     pub(crate) continued: u32,
@@ -96,11 +96,11 @@ impl PageRules {
         let u64 = |at| u64_at(page, at).unwrap_or_default();
 
         let magic = u16(0);
-        let major = Major::of_page_magic(magic)
-            .filter(|major| self.major.is_none_or(|known| known == *major))
+        let flavour = Flavour::of_page_magic(magic)
+            .filter(|flavour| self.flavour.is_none_or(|known| known == *flavour))
             .ok_or(PageFault::Magic(magic))?;
         let flags = u16(2);
-        if flags & !ALL_FLAGS != 0 {
+        if flags & !flavour.layout().page_flags != 0 {
             return Err(PageFault::Flags(flags));
         }
         if u64(8) != address.0 {
@@ -132,11 +132,25 @@ impl PageRules {
             return Err(PageFault::Flags(flags));
         }
         Ok(PageHeader {
-            major,
+            flavour,
             timeline,
             continued: remaining,
             overwritten: flags & OVERWRITTEN != 0,
             size: if long { LONG } else { SHORT },
         })
     }
+}
+
+/// Whether a page was prepared and never written to: all zero, or behind its header.
+pub(crate) fn is_empty(page: &[u8], address: Lsn, flavour: Flavour) -> bool {
+    let Some((head, body)) = page.split_at_checked(SHORT) else {
+        return false;
+    };
+    let magic = u16_at(head, 0).and_then(Flavour::of_page_magic);
+    let flags = u16_at(head, 2).unwrap_or(CONTINUED);
+    let prepared = magic == Some(flavour)
+        && flags & !(flavour.layout().page_flags & !(CONTINUED | HAS_LONG)) == 0
+        && u64_at(head, 8) == Some(address.0)
+        && all_zero(&head[16..]);
+    (prepared || all_zero(head)) && all_zero(body)
 }

@@ -10,7 +10,7 @@ use agent_wal::record::{
     EndReason, FeedError, PageFault, ReaderOptions, Record, RecordFault, RecordReader, Step,
 };
 use agent_wal::segment::{Expected, SegmentError, verify};
-use agent_wal::{Lsn, Major, SegmentName, SegmentSize};
+use agent_wal::{Flavour, Lsn, Major, SegmentName, SegmentSize};
 use proptest::prelude::*;
 
 /// A fixture and what its server said of it.
@@ -125,7 +125,7 @@ impl Log {
             segment_size: size(),
             name: self.name(),
             timelines: vec![1],
-            major: Major::new(self.major),
+            flavour: Major::new(self.major).map(Flavour::PostgreSql),
         }
     }
 
@@ -180,7 +180,10 @@ fn real_segments_are_read_to_their_switch() {
         );
 
         let verified = verify(&log.bytes, &log.expected()).unwrap();
-        assert_eq!(verified.major.number(), major);
+        assert_eq!(
+            verified.flavour,
+            Flavour::PostgreSql(Major::new(major).unwrap())
+        );
         assert_eq!(verified.switched, Some(lsn(log.switch)), "{major}");
         assert_eq!(verified.records, records.len() as u64, "{major}");
         assert_eq!(
@@ -299,7 +302,7 @@ fn verify_names_what_is_wrong() {
         let other = Major::new(if log.major == 12 { 13 } else { 12 });
         let magic = u16::from_le_bytes([log.bytes[0], log.bytes[1]]);
         assert_eq!(
-            fault(log, |_, e| e.major = other),
+            fault(log, |_, e| e.flavour = other.map(Flavour::PostgreSql)),
             page(log, 0, PageFault::Magic(magic))
         );
         // A page of the segment that had the file before.
