@@ -1,14 +1,15 @@
-//! What a killed agent left in the database: taken away when the agent starts again, and told to the next client.
+//! What a killed agent left: taken away when the agent starts again, and told to the next client.
 //!
-//! Backup mode ends with its session, which the server ends when its client is gone. A slot stays, and holds
-//! back WAL until the disk is full. The database need not be there when the agent starts, so the look is
+//! A mount is detached by [`life::detach_dead`](crate::catalog_fs::life::detach_dead). In the database, backup mode
+//! ends with its session, which the server ends when its client is gone. A slot stays, and holds back WAL until the disk is full. The database need not be there when the agent starts, so the look is
 //! repeated until it has succeeded; and every backup looks again before it begins.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::engine::direct::{self, Swept};
+use crate::engine::slot::{self, Swept};
+use crate::wal::service::WalService;
 
 /// How long one look may take.
 const LOOK: Duration = Duration::from_secs(10);
@@ -24,28 +25,32 @@ pub struct Cleanup {
 /// How it is said that a slot was dropped.
 #[must_use]
 pub fn dropped(slot: &str) -> String {
-    format!(
-        "dropped the replication slot `{slot}`, which a backup had left when its agent was killed"
-    )
+    format!("dropped the replication slot `{slot}`, which was left when an agent was killed")
 }
 
 impl Cleanup {
     /// Looks once, at most 10 s; if the database does not answer, or a dead backup's session has not ended yet,
     /// goes on looking in the background.
-    pub async fn begin(&self, config: &Arc<Config>) {
+    pub async fn begin(&self, config: &Arc<Config>, service: &WalService) {
         let mut told = false;
-        if self.look(config, &mut told).await {
+        if self.look(config, service, &mut told).await {
             return;
         }
-        let (this, config) = (self.clone(), Arc::clone(config));
+        let (this, config, service) = (self.clone(), Arc::clone(config), service.clone());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(PAUSE).await;
-                if this.look(&config, &mut told).await {
+                if this.look(&config, &service, &mut told).await {
                     return;
                 }
             }
         });
+    }
+
+    /// Notes what was taken away elsewhere.
+    pub fn tell(&self, what: String) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.push(what);
     }
 
     /// What was taken away since the last time somebody was told.
@@ -55,8 +60,8 @@ impl Cleanup {
     }
 
     /// Whether nothing is left. What stands in the way is logged once.
-    async fn look(&self, config: &Config, told: &mut bool) -> bool {
-        let swept = tokio::time::timeout(LOOK, direct::sweep(config)).await;
+    async fn look(&self, config: &Config, service: &WalService, told: &mut bool) -> bool {
+        let swept = tokio::time::timeout(LOOK, slot::sweep(config, service)).await;
         let why = match swept {
             Ok(Ok(swept)) => match self.note(&swept) {
                 None => return true,

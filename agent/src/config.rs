@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use agent_api::{ApiError, ErrorKind, Secret};
 
+use crate::catalog_fs::life::{MountHow, MountSettings};
 pub use crate::config::settings::{LogFormat, LogLevel, Settings};
 
 mod settings;
@@ -24,6 +25,9 @@ const DEFAULT_MEMORY_MIB: usize = 128;
 const LEAST_MEMORY_MIB: usize = 64;
 const DEFAULT_ORPHAN_TIMEOUT: Duration = Duration::from_mins(10);
 const DEFAULT_CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
+const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_mins(5);
+/// Below this a server that is busy would be taken for one that hangs.
+const LEAST_STALL_TIMEOUT: u64 = 10;
 /// Below this a client that only waits would be taken for a dead one.
 const LEAST_CLIENT_TIMEOUT: u64 = 2;
 
@@ -126,10 +130,20 @@ pub struct Config {
     pub orphan_timeout: Duration,
     /// How long a restore goes on without its client before it goes back, or after the decision forward, alone.
     pub client_timeout: Duration,
-    /// WAL that a backup may hold back on the node, in bytes, beside the rule of a quarter of the free space.
+    /// WAL that may be held back on the node, in bytes, beside the rule of a quarter of the free space.
     pub wal_hold: Option<u64>,
+    /// `gs_probackup` or `pg_probackup`; `None`: the first of them on `PATH`.
+    pub probackup: Option<PathBuf>,
+    /// How long a copy by probackup may stand still.
+    pub stall_timeout: Duration,
+    /// Socket that the database's archiver asks (absolute, without blanks: it stands in a command).
+    pub archive_socket: PathBuf,
+    /// Where it remembers what WAL it ships all the time (absolute).
+    pub state_dir: PathBuf,
     /// S3 credentials of its own.
     pub credentials: Option<OwnCredentials>,
+    /// How backup catalogs are mounted.
+    pub mount: MountSettings,
 }
 
 impl Default for Config {
@@ -154,7 +168,12 @@ impl Default for Config {
             orphan_timeout: DEFAULT_ORPHAN_TIMEOUT,
             client_timeout: DEFAULT_CLIENT_TIMEOUT,
             wal_hold: None,
+            probackup: None,
+            stall_timeout: DEFAULT_STALL_TIMEOUT,
+            archive_socket: default_archive_socket(DEFAULT_PG_PORT),
+            state_dir: default_state_dir(),
             credentials: None,
+            mount: MountSettings::new(MountHow::Auto),
         }
     }
 }
@@ -206,6 +225,17 @@ impl Config {
             }
             Some(seconds) => Duration::from_secs(seconds),
         };
+        let stall_timeout = match settings.stall_timeout {
+            None => DEFAULT_STALL_TIMEOUT,
+            Some(seconds) if seconds < LEAST_STALL_TIMEOUT => {
+                let problem = format!("at least {LEAST_STALL_TIMEOUT} seconds");
+                return Err(ConfigError::setting("--stall-timeout", problem));
+            }
+            Some(seconds) => Duration::from_secs(seconds),
+        };
+        if let Some(probackup) = &settings.probackup {
+            absolute("--probackup", probackup)?;
+        }
         if let Some(pgdata) = &settings.pgdata {
             absolute("--pgdata", pgdata)?;
         }
@@ -214,6 +244,10 @@ impl Config {
         }
         if let Some(path) = &settings.pg_password_file {
             private_file("--pg-password-file", path, 0o077)?;
+        }
+        let archive_socket = archive_socket(&settings)?;
+        if let Some(state_dir) = &settings.state_dir {
+            absolute("--state-dir", state_dir)?;
         }
         let mut allow_roots = Vec::new();
         for root in settings.allow_root.unwrap_or_default() {
@@ -238,7 +272,12 @@ impl Config {
             orphan_timeout,
             client_timeout,
             wal_hold: settings.wal_hold.map(|mib| mib.saturating_mul(1 << 20)),
+            probackup: settings.probackup,
+            stall_timeout,
+            archive_socket,
+            state_dir: settings.state_dir.unwrap_or(defaults.state_dir),
             credentials,
+            mount: MountSettings::new(settings.mount.unwrap_or_default()),
         })
     }
 
@@ -378,6 +417,51 @@ fn own_credentials(settings: &Settings) -> Result<Option<OwnCredentials>, Config
             )),
         },
     }
+}
+
+/// Where the archiver of the database on `port` asks, unless told otherwise. The database's configuration names it, so it
+/// must not depend on who starts the agent, when or from where: only on a service's own directory, or the user.
+fn default_archive_socket(port: u16) -> PathBuf {
+    let directory = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let directory = directory.filter(|directory| directory.is_absolute());
+    let directory = directory.unwrap_or_else(|| {
+        let uid = rustix::process::geteuid().as_raw();
+        PathBuf::from(format!("/tmp/gs_pitr-{uid}"))
+    });
+    directory.join(format!("archive-{port}.sock"))
+}
+
+/// Where an agent remembers what it ships: what survives a restart of the host, and is its user's alone.
+fn default_state_dir() -> PathBuf {
+    let absolute = |name: &str| {
+        let directory = std::env::var_os(name).map(PathBuf::from);
+        directory.filter(|directory| directory.is_absolute())
+    };
+    let own = absolute("STATE_DIRECTORY");
+    own.or_else(|| Some(absolute("HOME")?.join(".gs_pitr")))
+        .unwrap_or_else(|| {
+            let uid = rustix::process::geteuid().as_raw();
+            PathBuf::from(format!("/var/tmp/gs_pitr-{uid}"))
+        })
+}
+
+fn archive_socket(settings: &Settings) -> Result<PathBuf, ConfigError> {
+    const NAME: &str = "--archive-socket";
+    let Some(path) = &settings.archive_socket else {
+        let port = settings.pg_port.unwrap_or(DEFAULT_PG_PORT);
+        return Ok(default_archive_socket(port));
+    };
+    absolute(NAME, path)?;
+    // openGauss splits the command at blanks and knows no quotes; '%' would be taken for one of its own.
+    let plain = |c: char| !c.is_whitespace() && !matches!(c, '%' | '\'' | '"' | '\\');
+    if path.to_str().is_some_and(|path| path.chars().all(plain)) {
+        return Ok(path.clone());
+    }
+    let problem = format!(
+        "{} has blanks, quotes or a percent sign: it stands in archive_command",
+        path.display()
+    );
+    Err(ConfigError::setting(NAME, problem))
 }
 
 fn absolute(name: &'static str, path: &Path) -> Result<(), ConfigError> {

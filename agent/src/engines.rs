@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_api::{ApiError, BackupSpec, RepositoryAccess, RestoreSpec};
+use agent_api::{ApiError, BackupSpec, PointSpec, RepositoryAccess, RestoreSpec};
 use futures_util::future::BoxFuture;
 use pipeline::store::ObjectStore;
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use crate::operation::table::Engines;
 use crate::operation::{BackupCommand, OperationContext, RestoreCommand};
 use crate::{engine, restore, store_access};
 
-/// Backups by the engine `direct`, and restores.
+/// Backups, points and restores of the node beside the agent.
 #[derive(Debug)]
 pub struct RealEngines {
     /// The agent's own S3 credentials.
@@ -36,7 +36,16 @@ impl Engines for RealEngines {
         for told in self.cleanup.take() {
             cx.report.warning(told);
         }
-        Box::pin(engine::direct::run(cx, spec, commands))
+        Box::pin(engine::run(cx, spec, commands))
+    }
+
+    fn point(
+        &self,
+        cx: OperationContext,
+        spec: PointSpec,
+        commands: mpsc::Receiver<BackupCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>> {
+        Box::pin(engine::run_point(cx, spec, commands))
     }
 
     fn restore(

@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, NodeFacts, ServerFacts, Standby};
+use agent_api::{ApiError, ErrorKind, NodeFacts, ProbackupFacts, ServerFacts, Standby};
 use agent_sql::{NodeConnection, WalReceiver};
 use catalog::model::{Extra, Tablespace};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog_fs::life::available;
 use crate::child;
 use crate::config::Config;
 use crate::database;
+use crate::engine::probackup::program::{self, Program};
 use crate::failure::sql_error;
 use crate::managers;
 
@@ -27,7 +29,8 @@ const PACKAGED: [(&str, &str); 2] = [("/usr/lib/postgresql", ""), ("/usr", "pgsq
 
 /// All facts. What cannot be had is left out, and said where the API has room for it.
 pub async fn gather(config: &Config) -> NodeFacts {
-    let (server, installed) = tokio::join!(server(config), installed(config));
+    let (server, installed, probackup) =
+        tokio::join!(server(config), installed(config), probackup(config));
     let (server, server_error) = match server {
         Ok(server) => (Some(server), None),
         Err(error) => (None, Some(error)),
@@ -35,6 +38,7 @@ pub async fn gather(config: &Config) -> NodeFacts {
     let pgdata = config.pgdata.clone();
     let pgdata = pgdata.or_else(|| Some(PathBuf::from(&server.as_ref()?.data_directory)));
     let managers = managers::find(config, pgdata).await;
+    let probackup = fits(probackup, server.as_ref());
     NodeFacts {
         host: host_name(),
         machine_id: machine_id(),
@@ -51,6 +55,43 @@ pub async fn gather(config: &Config) -> NodeFacts {
         server,
         server_error,
         managers,
+        probackup: Some(probackup),
+    }
+}
+
+/// The same, if the program can back up this database.
+fn fits(mut facts: ProbackupFacts, server: Option<&ServerFacts>) -> ProbackupFacts {
+    let server = server.filter(|server| server.flavour == "postgresql");
+    let built = facts.version.as_deref().and_then(program::built_for);
+    if let (Some(server), Some(built), None) = (server, built, &facts.missing)
+        && server.server_version_num / 10_000 != built
+    {
+        let major = server.server_version_num / 10_000;
+        facts.missing = Some(format!(
+            "the program was built for PostgreSQL {built}, and the database is PostgreSQL {major}: install \
+             pg_probackup for PostgreSQL {major} and start the agent with its --probackup"
+        ));
+    }
+    facts
+}
+
+/// What there is for the engine `probackup`. What is missing is told with what helps; of two things, the program.
+pub async fn probackup(config: &Config) -> ProbackupFacts {
+    let (program, mount) = tokio::join!(Program::find(config), available(&config.mount));
+    let missing = match (&program, &mount) {
+        (Ok(_), Ok(_)) => None,
+        (Err(error), _) => Some(match &error.next {
+            Some(next) => format!("{}: {next}", error.message),
+            None => error.message.clone(),
+        }),
+        (Ok(_), Err(unavailable)) => Some(unavailable.to_string()),
+    };
+    let program = program.ok();
+    ProbackupFacts {
+        program: program.as_ref().map(|program| text(&program.path)),
+        version: program.map(|program| program.version),
+        mount: mount.ok().map(|kind| kind.name().to_owned()),
+        missing,
     }
 }
 
@@ -95,8 +136,8 @@ fn user_name(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Server programs by major version. Where a major is there twice, `--pg-bindir` comes before `PATH`,
-/// and `PATH` before the packages' places.
+/// Server programs by major version; openGauss counts as 9, which it says it is. Where a major is there twice,
+/// `--pg-bindir` comes before `$GAUSSHOME` and `PATH`, and `PATH` before the packages' places.
 pub async fn installed(config: &Config) -> BTreeMap<u32, PathBuf> {
     let found = join_all(candidates(config).into_iter().map(|directory| async {
         let major = major_version(&directory).await?;
@@ -110,10 +151,17 @@ pub async fn installed(config: &Config) -> BTreeMap<u32, PathBuf> {
     installed
 }
 
-/// Directories with a `postgres` in them, best first, each once.
+/// What every openGauss says is its major version (9.2.4).
+const OPENGAUSS_MAJOR: u32 = 9;
+/// Programs of servers: `postgres` and openGauss's `gaussdb`.
+const SERVERS: [&str; 2] = ["postgres", "gaussdb"];
+
+/// Directories with a server in them, best first, each once.
 fn candidates(config: &Config) -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<PathBuf> = config.pg_bindir.iter().cloned().collect();
+    let gauss = std::env::var_os("GAUSSHOME").map(|home| PathBuf::from(home).join("bin"));
+    directories.extend(gauss.filter(|directory| directory.is_absolute()));
     directories.extend(std::env::split_paths(&path).filter(|directory| directory.is_absolute()));
     for (parent, prefix) in PACKAGED {
         let entries = fs::read_dir(parent).into_iter().flatten().flatten();
@@ -130,14 +178,19 @@ fn candidates(config: &Config) -> Vec<PathBuf> {
     }
     let mut seen = BTreeSet::new();
     directories.retain(|directory| {
-        let program = directory.join("postgres");
-        program.is_file() && seen.insert(program.canonicalize().unwrap_or(program))
+        server_in(directory)
+            .is_some_and(|program| seen.insert(program.canonicalize().unwrap_or(program)))
     });
     directories
 }
 
+fn server_in(directory: &Path) -> Option<PathBuf> {
+    let mut programs = SERVERS.iter().map(|server| directory.join(server));
+    programs.find(|program| program.is_file())
+}
+
 async fn major_version(directory: &Path) -> Option<u32> {
-    let program = directory.join("postgres");
+    let program = server_in(directory)?;
     let output = child::command(&program).arg("--version").output();
     match timeout(VERSION, output).await {
         Ok(Ok(output)) => parse_major(&String::from_utf8_lossy(&output.stdout)),
@@ -152,8 +205,11 @@ async fn major_version(directory: &Path) -> Option<u32> {
     }
 }
 
-/// Of `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)` or `... 18beta1`.
+/// Of `postgres (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`, `... 18beta1`, or `gaussdb (openGauss 5.0.0 build ...)`.
 fn parse_major(version: &str) -> Option<u32> {
+    if version.contains("(openGauss") {
+        return Some(OPENGAUSS_MAJOR);
+    }
     let (_, number) = version.split_once("(PostgreSQL) ")?;
     let end = number
         .find(|c: char| !c.is_ascii_digit())
@@ -203,6 +259,7 @@ async fn server(config: &Config) -> Result<ServerFacts, ApiError> {
         server_version_num: facts.server_version_num,
         data_directory: facts.data_directory,
         port: facts.port,
+        flavour: facts.flavour.name().into(),
         wal_segment_size: facts.wal_segment_size,
         timeline: facts.timeline,
         in_recovery: facts.in_recovery,
@@ -243,7 +300,7 @@ mod tests {
         assert_eq!(parse_major("postgres (PostgreSQL) 18beta1"), Some(18));
         assert_eq!(
             parse_major("gaussdb (openGauss 5.0.0 build a07d57c3)"),
-            None
+            Some(9)
         );
         assert_eq!(parse_major("postgres (PostgreSQL) "), None);
     }

@@ -89,6 +89,7 @@ pub fn sql_error(error: &SqlError) -> ApiError {
             ErrorKind::Database,
             Some(format!("set {name} to {needed} and restart the database")),
         ),
+        SqlError::Unsupported { .. } => (ErrorKind::Incompatible, None),
         SqlError::BadName { .. } => (ErrorKind::Usage, None),
         SqlError::Lost { .. } => (
             ErrorKind::Database,

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::{ApiError, BackupSpec, ErrorKind};
+use agent_api::{ApiError, ErrorKind};
 use agent_sql::ServerFacts;
+use catalog::ids::EpochId;
 use catalog::model::Epoch;
 use catalog::{Catalog, CatalogError};
+use uuid::Uuid;
 
 use crate::engine::errors;
 use crate::facts::machine_id;
@@ -19,6 +21,19 @@ use crate::operation::OperationContext;
 /// To read the node's epochs.
 const READ: Duration = Duration::from_mins(2);
 
+/// What is to be written, and where the database is that it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The node in whose name.
+    pub node: Uuid,
+    /// The epoch.
+    pub epoch: &'a EpochId,
+    /// The database's system identifier.
+    pub system_identifier: u64,
+    /// Its data directory, as it says.
+    pub data_directory: &'a str,
+}
+
 /// Checks that the node's open epoch is the one of the order, and that it was opened for this database: same system
 /// identifier, machine and data directory. Writes nothing.
 ///
@@ -26,38 +41,54 @@ const READ: Duration = Duration::from_mins(2);
 /// [`ErrorKind::Conflict`] if it is not, with what to say; what the catalog says if that cannot be seen.
 pub async fn check(
     cx: &OperationContext,
-    spec: &BackupSpec,
+    (node, epoch): (Uuid, &EpochId),
     facts: &ServerFacts,
 ) -> Result<(), ApiError> {
+    let place = Place {
+        node,
+        epoch,
+        system_identifier: facts.system_identifier,
+        data_directory: &facts.data_directory,
+    };
+    let checked = async {
+        let catalog = Catalog::open(Arc::clone(&cx.store)).await;
+        check_in(&catalog.map_err(errors::catalog)?, &place).await
+    };
+    tokio::select! {
+        biased;
+        () = cx.cancel.cancelled() => Err(ApiError::new(ErrorKind::Cancelled, "cancelled")),
+        checked = checked => checked,
+    }
+}
+
+/// [`check`] in a repository that is open. Takes two minutes at most.
+///
+/// # Errors
+/// As there.
+pub async fn check_in(catalog: &Catalog, place: &Place<'_>) -> Result<(), ApiError> {
     let registered = async {
-        let catalog = Catalog::open(Arc::clone(&cx.store)).await?;
-        let node = catalog.node(spec.node_id).await?;
-        let open = catalog.open_epoch(spec.node_id).await?;
+        let node = catalog.node(place.node).await?;
+        let open = catalog.open_epoch(place.node).await?;
         Ok::<_, CatalogError>((node, open))
     };
-    let (node, open) = tokio::select! {
-        biased;
-        () = cx.cancel.cancelled() => return Err(ApiError::new(ErrorKind::Cancelled, "cancelled")),
-        registered = tokio::time::timeout(READ, registered) => {
-            registered.map_err(|_| late())?.map_err(errors::catalog)?
-        }
-    };
-    if node.system_identifier != facts.system_identifier {
+    let registered = tokio::time::timeout(READ, registered).await;
+    let (node, open) = registered.map_err(|_| late())?.map_err(errors::catalog)?;
+    if node.system_identifier != place.system_identifier {
         return Err(another(
-            spec,
+            place,
             &format!(
                 "node {} has system identifier {}, and the database here {}",
-                node.node_id, node.system_identifier, facts.system_identifier
+                node.node_id, node.system_identifier, place.system_identifier
             ),
         ));
     }
     let Some(open) = open else {
         return Err(another(
-            spec,
+            place,
             &format!("node {} has no epoch", node.node_id),
         ));
     };
-    same_place(&open, spec, &machine_id(), &facts.data_directory)
+    same_place(&open, place, &machine_id())
 }
 
 fn late() -> ApiError {
@@ -68,25 +99,21 @@ fn late() -> ApiError {
     ApiError::new(ErrorKind::Timeout, message)
 }
 
-fn same_place(
-    open: &Epoch,
-    spec: &BackupSpec,
-    machine: &str,
-    directory: &str,
-) -> Result<(), ApiError> {
+fn same_place(open: &Epoch, place: &Place<'_>, machine: &str) -> Result<(), ApiError> {
+    let directory = place.data_directory;
     let lives = format!("`{}` on {}:{}", open.data_directory, open.host, open.port);
-    if open.epoch != spec.epoch {
+    if open.epoch != *place.epoch {
         return Err(another(
-            spec,
+            place,
             &format!(
                 "the open epoch of node {} is {}, opened {} for {lives}; the order is for epoch {}",
-                open.node_id, open.epoch, open.opened, spec.epoch
+                open.node_id, open.epoch, open.opened, place.epoch
             ),
         ));
     }
     if open.machine_id != machine || open.data_directory != directory {
         return Err(another(
-            spec,
+            place,
             &format!(
                 "epoch {} of node {} is of the database in {lives} (machine {}), and the one here is in `{directory}` \
                  (machine {machine})",
@@ -97,13 +124,13 @@ fn same_place(
     Ok(())
 }
 
-fn another(spec: &BackupSpec, why: &str) -> ApiError {
+fn another(place: &Place<'_>, why: &str) -> ApiError {
     let message = format!(
-        "the database here is not the one that is to be backed up: {why}; nothing was written"
+        "the database here is not the one that the order is for: {why}; nothing was written"
     );
     ApiError::new(ErrorKind::Conflict, message).next(format!(
-        "run the backup again; if it asks, say `--node-id HOST:PORT={}` if this is that node, moved, or `--new-node \
+        "run `gs_pitr backup`; if it asks, say `--node-id HOST:PORT={}` if this is that node, moved, or `--new-node \
          HOST:PORT` if it is another one",
-        spec.node_id
+        place.node
     ))
 }

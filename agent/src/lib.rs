@@ -2,6 +2,8 @@
 //!
 //! A library with a thin program around it, so that tests can run one engine against a real database.
 
+pub mod allocator;
+pub mod catalog_fs;
 pub mod check;
 pub mod child;
 pub mod cleanup;
@@ -21,3 +23,5 @@ pub mod store_access;
 pub mod tls;
 pub mod wal;
 pub mod walget;
+pub mod walput;
+pub mod watchdog;

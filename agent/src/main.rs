@@ -8,12 +8,13 @@ use agent_api::ErrorKind;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use pitr_agent::catalog_fs::{life, private};
 use pitr_agent::cleanup::Cleanup;
 use pitr_agent::config::{Config, Settings};
 use pitr_agent::engines::RealEngines;
 use pitr_agent::operation::table::OperationTable;
 use pitr_agent::serve::{ServeError, Server};
-use pitr_agent::{facts, logging, restore, walget};
+use pitr_agent::{allocator, facts, logging, restore, walget, walput};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 const EXAMPLES: &str = "\
@@ -61,6 +62,17 @@ enum Command {
         /// Where to put it (`%p`)
         path: std::path::PathBuf,
     },
+    /// Ask the agent whether the database may let go of a WAL file (for `archive_command` of openGauss)
+    #[command(name = walput::SUBCOMMAND)]
+    WalPut {
+        /// The agent's socket
+        #[arg(long)]
+        socket: std::path::PathBuf,
+        /// Where the WAL file is (`%p`); it is not read
+        path: std::path::PathBuf,
+        /// Its name (`%f`)
+        file: String,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -72,14 +84,19 @@ enum Command {
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    // Before clap: a server takes most of clap's exit codes for the end of WAL.
-    if args.next().is_some_and(|first| first == walget::SUBCOMMAND) {
-        return walget::main(args);
+    // Before clap: a server takes most of clap's exit codes for the end of WAL, and runs both often.
+    match args.next() {
+        Some(first) if first == walget::SUBCOMMAND => return walget::main(args),
+        Some(first) if first == walput::SUBCOMMAND => return walput::main(args),
+        // Before anything that might start a thread; and its arguments are another program's.
+        Some(first) if first == private::SUBCOMMAND => return private::main(args),
+        _ => {}
     }
     let cli = Cli::parse();
     let result = match cli.command {
         None => return serve(cli.settings),
         Some(Command::WalGet { .. }) => return walget::main(std::env::args_os().skip(2)),
+        Some(Command::WalPut { .. }) => return walput::main(std::env::args_os().skip(2)),
         Some(Command::Completions { shell }) => completions(shell),
         Some(Command::Man) => manual(),
     };
@@ -90,6 +107,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: Settings) -> ExitCode {
+    allocator::give_large_buffers_back();
     let config = match Config::load(settings) {
         Ok(config) => Arc::new(config),
         Err(error) => {
@@ -137,8 +155,22 @@ fn run(config: &Arc<Config>) -> anyhow::Result<()> {
         if config.tls.is_none() {
             tracing::warn!("plain HTTP: every user of this host can give orders");
         }
+        for told in life::detach_dead(&config.mount.runtime_dir).await {
+            tracing::warn!("{told}");
+            cleanup.tell(told);
+        }
+        // Before the archiver can ask, and before slots are dropped that nothing is shipped from.
+        operations.wal().resume();
         if config.pgdata.is_some() {
-            cleanup.begin(config).await;
+            cleanup.begin(config, operations.wal()).await;
+        }
+        let socket = &config.archive_socket;
+        match operations.gate().serve(socket) {
+            Ok(()) => tracing::debug!("wal-put is answered on {}", socket.display()),
+            // Only openGauss asks, and a backup of one says so.
+            Err(error) => {
+                tracing::warn!("wal-put is not answered on {}: {error}", socket.display());
+            }
         }
         tokio::spawn(go_on(Arc::clone(config), operations.clone()));
         say(&format!("listening on {}", server.url())).context("cannot write to stdout")?;

@@ -324,7 +324,7 @@ fn process(root: &Path, pid: u32) -> Option<Process> {
 }
 
 /// The process that `postmaster.pid` names.
-fn postmaster(pgdata: &Path) -> Option<u32> {
+pub(crate) fn postmaster(pgdata: &Path) -> Option<u32> {
     let text = fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
     // A single-user server writes its number negative.
     text.lines().next()?.trim().parse().ok()

@@ -22,6 +22,8 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::operation::log::OperationLog;
+use crate::wal::gate::ArchiveGate;
+use crate::wal::service::WalService;
 
 pub mod log;
 pub mod table;
@@ -47,6 +49,10 @@ pub struct OperationContext {
     pub config: Arc<Config>,
     /// The repository as the client named it, without credentials.
     pub repository: Option<RepositoryAccess>,
+    /// What the server's archiver is told about WAL.
+    pub gate: ArchiveGate,
+    /// WAL that is shipped all the time.
+    pub wal: WalService,
 }
 
 /// How an engine says where it stands. Cheap to clone; never blocks, never fails.
@@ -73,8 +79,8 @@ impl Reporter {
         Self { log }
     }
 
-    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Marked`], or [`Phase::Shipped`]
-    /// says that the engine waits for a command, and starts the clock of the orphan rule. The phases that end an operation are set by the agent from what the engine returns; an
+    /// Enters a phase. Entering [`Phase::Copied`], [`Phase::Ready`], [`Phase::Marked`], or
+    /// [`Phase::Shipped`] says that the engine waits for a command, and starts the clock of the orphan rule. The phases that end an operation are set by the agent from what the engine returns; an
     /// engine that asks for one is ignored.
     pub fn phase(&self, phase: Phase) {
         self.log.phase(phase);
@@ -112,20 +118,32 @@ impl Reporter {
         self.log.set_backup(backup, point);
     }
 
+    /// What is known of a backup's copy that is worth as much without its operation; call it before entering [`Phase::Copied`].
+    pub fn copy(&self, backup: NodeBackup) {
+        self.log.set_copy(backup);
+    }
+
+    /// The result of a point; call it before entering [`Phase::Shipped`].
+    pub fn point(&self, point: NodePoint) {
+        self.log.set_point(point);
+    }
+
     /// The result of a restore; call it before entering [`Phase::Promoted`], and again when it is open.
     pub fn restored(&self, restored: Restored) {
         self.log.set_restored(restored);
     }
 }
 
-/// What a backup under way can be told. Whether it comes at the right phase is checked before it is
+/// What a backup or a point under way can be told. Whether it comes at the right phase is checked before it is
 /// sent; at most one is under way. The sender waits two minutes for the answer.
 #[derive(Debug)]
 pub enum BackupCommand {
-    /// Copied or marked: look at the node's transactions.
+    /// Copied, ready or marked: look at the node's transactions.
     Observe(Look, oneshot::Sender<Result<Observed, ApiError>>),
-    /// Copied or marked: make a restore point. Answered when it is made and its WAL flushed.
+    /// Copied, ready or marked: make a restore point. Answered when it is made; a crash of the database may still lose it.
     Mark(MarkRequest, oneshot::Sender<Result<MarkResult, ApiError>>),
+    /// Marked: wait until the last restore point, of this name, is on disk.
+    Flush(MarkRequest, oneshot::Sender<Result<(), ApiError>>),
     /// Marked: send WAL up to the last restore point. Answered as soon as it is begun; that it is done is
     /// said by [`Phase::Shipped`].
     Ship(oneshot::Sender<Result<(), ApiError>>),

@@ -26,10 +26,12 @@ mod live;
 mod make;
 mod old;
 mod prepare;
+mod probackup;
 mod process;
 mod promote;
 mod prove;
 mod recover;
+mod recoverer;
 mod scan;
 mod search;
 mod settings;
@@ -125,6 +127,9 @@ pub async fn run_with(
         None => None,
     };
     let plan = target::check(&cx.config, &spec, (target, mount), begun.is_some()).await?;
+    if begun.is_none() {
+        probackup::check(&cx.config, &spec).await?;
+    }
     let workspace = if let Some(workspace) = begun {
         workspace
     } else {

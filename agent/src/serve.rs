@@ -17,17 +17,19 @@ use crate::config::Config;
 use crate::operation::table::OperationTable;
 use crate::serve::connection::Connection;
 use crate::tls::{self, TlsError};
+use crate::watchdog::Watchdogs;
 
 mod body;
 mod connection;
 mod routes;
 mod stream;
+mod watchdogs;
 
 /// Connections at the same time; an operator has a handful.
 const MOST_CONNECTIONS: usize = 256;
 /// Pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How long running operations have to clean up when the agent is stopped.
+/// How long running operations have to clean up, and watchdogs to unlock, when the agent is stopped.
 const STOP_OPERATIONS: Duration = Duration::from_mins(1);
 /// How long open connections have after that.
 const STOP_CONNECTIONS: Duration = Duration::from_secs(5);
@@ -49,8 +51,8 @@ pub enum ServeError {
     /// Signals cannot be watched.
     #[error("cannot watch signals: {0}")]
     Signals(io::Error),
-    /// Operations did not end in time after the agent was told to stop.
-    #[error("stopped although operations had not ended")]
+    /// Operations or watchdogs did not end in time after the agent was told to stop.
+    #[error("stopped although operations or watchdogs had not ended")]
     Unfinished,
 }
 
@@ -133,13 +135,14 @@ impl Server {
         format!("{scheme}://{}", self.address)
     }
 
-    /// Serves until SIGTERM or SIGINT, then stops what runs. SIGHUP reads the certificates again.
+    /// Serves until SIGTERM or SIGINT, then stops what runs; watchdogs that are armed unlock first. SIGHUP reads the certificates again.
     ///
     /// # Errors
-    /// [`ServeError::Unfinished`] if an operation did not end in time.
+    /// [`ServeError::Unfinished`] if an operation or a watchdog did not end in time.
     pub async fn run(mut self, operations: OperationTable) -> Result<(), ServeError> {
         let secure = self.tls.is_some();
-        let router = routes::router(&self.config, &operations, secure);
+        let watchdogs = Watchdogs::new();
+        let router = routes::router(&self.config, &operations, &watchdogs, secure);
         let strangers = routes::strangers();
         let graceful = GracefulShutdown::new();
         let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -171,7 +174,7 @@ impl Server {
             }
         }
         drop(self.listener);
-        stop(&operations, graceful, &mut self.signals).await
+        stop(&operations, &watchdogs, graceful, &mut self.signals).await
     }
 
     fn connection(
@@ -208,14 +211,26 @@ fn reload(config: &Config, current: &mut Option<Arc<ServerConfig>>) {
 
 async fn stop(
     operations: &OperationTable,
+    watchdogs: &Watchdogs,
     graceful: GracefulShutdown,
     signals: &mut Signals,
 ) -> Result<(), ServeError> {
     tracing::info!("stopping");
+    let all = async {
+        tokio::join!(
+            operations.shut_down(STOP_OPERATIONS),
+            watchdogs.shut_down(STOP_OPERATIONS),
+        )
+    };
     let finished = tokio::select! {
-        finished = operations.shut_down(STOP_OPERATIONS) => finished,
+        (ended, settled) = all => {
+            if !settled {
+                tracing::error!("a watchdog could not see to it that writes pass; the cluster may be locked");
+            }
+            ended && settled
+        }
         () = signals.stop() => {
-            tracing::warn!("a second signal: not waiting for operations any longer");
+            tracing::warn!("a second signal: not waiting for operations and watchdogs any longer");
             false
         }
     };

@@ -200,7 +200,7 @@ pub(crate) fn ask(socket: &Path, file: &WalFile) -> Result<Answer, String> {
 
 /// Moves the file to where the server wants it: by rename, or, from another file system, by copy and
 /// rename, so that it is whole or not there.
-fn put(from: &Path, size: u64, to: &Path) -> io::Result<()> {
+pub(crate) fn put(from: &Path, size: u64, to: &Path) -> io::Result<()> {
     let meta = fs::symlink_metadata(from)?;
     if !meta.is_file() || meta.len() != size {
         return Err(io::Error::other("it is not the file the agent made"));

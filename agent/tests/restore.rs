@@ -233,6 +233,37 @@ async fn small(scratch: &Scratch) -> (Cluster, Source, RestoreSpec, PathBuf) {
     (cluster, source, spec, root)
 }
 
+/// A database with nothing special.
+fn started(installation: &Installation, scratch: &Scratch) -> Cluster {
+    let options = ClusterOptions {
+        settings: settings(installation.major),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::create(installation, &scratch.directory("s"), options);
+    cluster.start();
+    cluster
+}
+
+#[test]
+fn a_point_is_reached_after_a_checkpoint_with_nothing_between() {
+    let name = "a_point_is_reached_after_a_checkpoint_with_nothing_between";
+    as_database_user(name, |program| async move {
+        let scratch = Scratch::new("rs");
+        let installation = Installation::newest();
+        let cluster = started(&installation, &scratch);
+        let source = Source::register(&cluster).await;
+        let copy = source.copy(&cluster, &[]).await;
+        // From here to the point no record touches a page: a server that is shut down there notes the checkpoint's end.
+        cluster.execute("CHECKPOINT").await;
+        let root = scratch.directory("r");
+        let spec = source.finish(&cluster, copy, &root.join("node")).await;
+        let mut run = Run::start(&source.store, &spec, &installation.bindir, &program);
+        run.reach(Phase::Proved).await;
+        let restored = run.promote(false).await;
+        assert_eq!(restored.fork_lsn, spec.point.end_lsn);
+    });
+}
+
 #[test]
 fn nothing_is_left_of_a_restore_that_fails() {
     as_database_user(
@@ -324,12 +355,7 @@ fn a_node_comes_back_on_a_later_timeline() {
         |program| async move {
             let scratch = Scratch::new("rs");
             let installation = Installation::newest();
-            let options = ClusterOptions {
-                settings: settings(installation.major),
-                ..ClusterOptions::default()
-            };
-            let cluster = Cluster::create(&installation, &scratch.directory("s"), options);
-            cluster.start();
+            let cluster = started(&installation, &scratch);
             cluster
                 .execute("ALTER SYSTEM SET restore_command = 'false'")
                 .await;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use agent_api::{ApiError, ErrorKind, Finding};
 
+use crate::catalog_fs::life::available;
 use crate::config::Config;
+use crate::engine::probackup::program::Program;
 use crate::facts;
 use crate::wal::hold::Room;
 
@@ -50,6 +52,36 @@ fn roots(config: &Config) -> Finding {
     Finding::fine(name, roots.join(", "))
 }
 
+/// Program and mount of the engine `probackup`. A backup goes without; only where the program is there for it, or demanded,
+/// it is worth a warning that it cannot be used.
+pub(super) async fn probackup(config: &Config) -> Finding {
+    let name = "engine probackup";
+    let (program, mount) = tokio::join!(Program::find(config), available(&config.mount));
+    match (program, mount) {
+        (Ok(program), Ok(kind)) => {
+            let message = format!(
+                "`{}` {}, its catalog mounted as {}",
+                program.path.display(),
+                program.version,
+                kind.name()
+            );
+            Finding::fine(name, message)
+        }
+        (Ok(program), Err(missing)) => {
+            let message = format!(
+                "`{}` is there and cannot be used: {}",
+                program.path.display(),
+                missing.why
+            );
+            Finding::warning(name, message, missing.mend())
+        }
+        (Err(error), _) if config.probackup.is_some() => {
+            Finding::warning(name, error.message, error.next.unwrap_or_default())
+        }
+        (Err(error), _) => Finding::fine(name, format!("not used: {}", error.message)),
+    }
+}
+
 /// Programs of the database's own major version: a restore needs them.
 pub(super) async fn programs(config: &Config, major: u32) -> Finding {
     let name = "programs";
@@ -72,9 +104,9 @@ pub(super) async fn programs(config: &Config, major: u32) -> Finding {
 }
 
 /// The data directory's parts and the tablespaces, read as the user that the agent is. Blocks.
-pub(super) fn readable(pgdata: &Path, tablespaces: &[PathBuf]) -> Finding {
+pub(super) fn readable(pgdata: &Path, wal: &str, tablespaces: &[PathBuf]) -> Finding {
     let name = "data directory";
-    let inside = ["base", "global", "pg_wal", "pg_tblspc"].map(|part| pgdata.join(part));
+    let inside = ["base", "global", wal, "pg_tblspc"].map(|part| pgdata.join(part));
     for directory in inside.iter().chain(tablespaces) {
         if let Err(error) = std::fs::read_dir(directory) {
             let message = format!("cannot read `{}`: {error}", directory.display());
@@ -92,9 +124,9 @@ pub(super) fn readable(pgdata: &Path, tablespaces: &[PathBuf]) -> Finding {
 }
 
 /// Room for the WAL that a backup holds back. Blocks.
-pub(super) fn room_for_wal(config: &Config, pgdata: &Path) -> Finding {
+pub(super) fn room_for_wal(config: &Config, pgdata: &Path, wal: &str) -> Finding {
     let name = "room for WAL";
-    let wal = pgdata.join("pg_wal");
+    let wal = pgdata.join(wal);
     let room = match Room::of(&wal) {
         Ok(room) => room,
         Err(error) => return unknown_room(name, &wal, &error),
@@ -176,15 +208,15 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let found = readable(directory.path(), &[]);
+        let found = readable(directory.path(), "pg_wal", &[]);
         assert_eq!(found.kind, Some(ErrorKind::Database), "{found:?}");
         assert!(found.message.contains("base"), "{found:?}");
         for part in ["base", "global", "pg_wal", "pg_tblspc"] {
             std::fs::create_dir(directory.path().join(part)).unwrap();
         }
-        assert_eq!(readable(directory.path(), &[]).level, Level::Ok);
+        assert_eq!(readable(directory.path(), "pg_wal", &[]).level, Level::Ok);
         let space = directory.path().join("space");
-        let found = readable(directory.path(), &[space]);
+        let found = readable(directory.path(), "pg_wal", &[space]);
         assert!(found.message.contains("space"), "{found:?}");
     }
 

@@ -4,18 +4,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_api::{ApiError, ErrorKind, Finding};
-use agent_sql::{ConnectOptions, NodeConnection, ServerFacts, Severity, SqlError, WalReceiver};
-use agent_wal::Major;
+use agent_sql::{
+    Archiving, ConnectOptions, Flavour, NodeConnection, ServerFacts, Severity, SqlError,
+    WalReceiver,
+};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::host;
 use crate::config::Config;
 use crate::database::connect_options;
-use crate::engine::direct::node::{Looked, fits_memory};
-use crate::engine::direct::slot;
+use crate::engine::node::{Looked, fits_memory};
+use crate::engine::slot;
+use crate::engine::wal_hold;
 use crate::failure::sql_error;
 use crate::managers;
+use crate::wal::ship::wal_directory;
 
 /// For all that the database is asked but its size.
 const ASK: Duration = Duration::from_secs(25);
@@ -30,11 +34,13 @@ struct Asked {
     preflight: Vec<agent_sql::Finding>,
     slots: Vec<agent_sql::SlotState>,
     receivers: Vec<WalReceiver>,
+    archiving: Archiving,
     size: Option<u64>,
 }
 
 pub(super) async fn check(config: &Config, slots_in_use: &[String]) -> Vec<Finding> {
     let mut findings = host::check(config);
+    findings.push(host::probackup(config).await);
     let options = match connect_options(config, "gs_pitr check") {
         Ok(options) => options,
         Err(error) => {
@@ -44,13 +50,19 @@ pub(super) async fn check(config: &Config, slots_in_use: &[String]) -> Vec<Findi
     };
     match ask(options, &mut findings).await {
         Ok(asked) => {
-            let major = asked.facts.server_version_num / 10_000;
-            findings.push(version(asked.facts.server_version_num));
+            // Another version than those that are known does not get past the log-in.
+            findings.push(Finding::fine("version", asked.facts.version.as_str()));
             findings.extend(asked.preflight.into_iter().map(of_preflight));
-            findings.push(left_slots(&asked.slots, slots_in_use));
+            findings.push(match asked.facts.flavour {
+                Flavour::PostgreSql => left_slots(&asked.slots, slots_in_use),
+                Flavour::OpenGauss => hold(&asked.archiving, &config.archive_socket),
+            });
             findings.push(standbys(&asked.receivers));
             findings.push(memory(config, &asked.facts));
-            findings.push(host::programs(config, major).await);
+            if asked.facts.flavour == Flavour::PostgreSql {
+                let major = asked.facts.server_version_num / 10_000;
+                findings.push(host::programs(config, major).await);
+            }
             let pgdata = PathBuf::from(&asked.facts.data_directory);
             findings.extend(files(config, asked.facts, asked.size).await);
             findings.push(managed(config, pgdata).await);
@@ -82,10 +94,11 @@ async fn ask(mut options: ConnectOptions, findings: &mut Vec<Finding>) -> Result
         let facts = sql.server_facts().await?;
         let slots = sql.slots_like(slot::PREFIX).await?;
         let receivers = sql.wal_receivers().await?;
-        Ok((facts, slots, receivers))
+        let archiving = sql.archiving().await?;
+        Ok((facts, slots, receivers, archiving))
     };
     let answered = timeout(ASK, asking).await.map_err(|_| late())?;
-    let (facts, slots, receivers) = match answered {
+    let (facts, slots, receivers, archiving) = match answered {
         Ok(answered) => answered,
         Err(error) => {
             findings.extend(preflight.into_iter().map(of_preflight));
@@ -99,6 +112,7 @@ async fn ask(mut options: ConnectOptions, findings: &mut Vec<Finding>) -> Result
         preflight,
         slots,
         receivers,
+        archiving,
         size: size.ok().and_then(Result::ok),
     })
 }
@@ -123,24 +137,11 @@ fn of_preflight(found: agent_sql::Finding) -> Finding {
     }
 }
 
-fn version(number: u32) -> Finding {
-    let name = "version";
-    let major = number / 10_000;
-    if Major::new(major).is_some() {
-        return Finding::fine(name, format!("PostgreSQL {major}.{}", number % 10_000));
-    }
-    let message = format!("PostgreSQL {major} is not supported: 12 to 18 are");
-    let error = ApiError::new(ErrorKind::Incompatible, message);
-    Finding::failure(
-        name,
-        error.next("use a release of gs_pitr that knows this version"),
-    )
-}
-
 /// Slots of ours that no operation uses keep WAL for nothing, until the disk is full.
 fn left_slots(slots: &[agent_sql::SlotState], in_use: &[String]) -> Finding {
     let name = "replication slots";
-    let ours = slots.iter().filter(|found| slot::is_ours(&found.name));
+    let of_ours = |name: &str| slot::is_ours(name) || slot::is_of_service(name);
+    let ours = slots.iter().filter(|found| of_ours(&found.name));
     let left: Vec<_> = ours
         .filter(|found| !found.active && !in_use.contains(&found.name))
         .map(|found| found.name.as_str())
@@ -157,6 +158,33 @@ fn left_slots(slots: &[agent_sql::SlotState], in_use: &[String]) -> Finding {
         .map(|name| format!("SELECT pg_drop_replication_slot('{name}');"));
     let drops: Vec<_> = drops.collect();
     Finding::warning(name, message, drops.join(" "))
+}
+
+/// Slots of openGauss hold nothing: its archiver must ask this agent.
+fn hold(archiving: &Archiving, socket: &Path) -> Finding {
+    let name = "WAL hold";
+    match wal_hold::why_not_ours(archiving, socket) {
+        None if socket.exists() => {
+            Finding::fine(name, format!("the archiver asks on `{}`", socket.display()))
+        }
+        None => {
+            let message = format!(
+                "the archiver asks on `{}`, where this agent does not answer",
+                socket.display()
+            );
+            Finding::warning(
+                name,
+                message,
+                "look at the agent's log for why, then start it again",
+            )
+        }
+        Some(why) => {
+            let message = format!(
+                "{why}: WAL that a backup still needs may be removed, and the backup fails then"
+            );
+            Finding::warning(name, message, wal_hold::mend(socket))
+        }
+    }
 }
 
 fn standbys(receivers: &[WalReceiver]) -> Finding {
@@ -202,12 +230,13 @@ async fn files(config: &Config, facts: ServerFacts, size: Option<u64>) -> Vec<Fi
             Ok(looked) => looked,
             Err(error) => return vec![Finding::failure("data directory", error)],
         };
+        let wal = wal_directory(facts.flavour);
         let spaces = facts.tablespaces.iter();
         let spaces = spaces.filter(|space| Path::new(&space.location).is_absolute());
         let spaces: Vec<_> = spaces.map(|space| PathBuf::from(&space.location)).collect();
         vec![
-            host::readable(&looked.pgdata, &spaces),
-            host::room_for_wal(&config, &looked.pgdata),
+            host::readable(&looked.pgdata, wal, &spaces),
+            host::room_for_wal(&config, &looked.pgdata, wal),
             match size {
                 Some(size) => host::room_for_a_copy(&looked.pgdata, size),
                 None => Finding::warning(
@@ -283,14 +312,5 @@ mod tests {
         );
         let found = left_slots(&slots, &["gs_pitr_0123abcd".to_owned()]);
         assert_eq!(found.level, Level::Ok);
-    }
-
-    #[test]
-    fn versions_out_of_range_are_refused() {
-        assert_eq!(version(150_014).level, Level::Ok);
-        for number in [110_022, 190_000] {
-            let found = version(number);
-            assert_eq!(found.kind, Some(ErrorKind::Incompatible), "{found:?}");
-        }
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 
+use crate::catalog_fs::life::MountHow;
 use crate::config::{ConfigError, words};
 
 /// A command as argv. On the command line one string, split into words without a shell.
@@ -129,10 +130,27 @@ pub struct Settings {
     /// decided [default: 60]
     #[arg(long, value_name = "SECONDS", env = "PITR_AGENT_CLIENT_TIMEOUT")]
     pub client_timeout: Option<u64>,
-    /// WAL that a backup may hold back on the node, in MiB; never more than a quarter of what is free
+    /// WAL that may be held back on the node, in MiB; never more than a quarter of what is free
     /// on its file system [default: that quarter]
     #[arg(long, value_name = "MIB", env = "PITR_AGENT_WAL_HOLD")]
     pub wal_hold: Option<u64>,
+    /// `gs_probackup` or `pg_probackup` for the engine `probackup` [default: the first of them on PATH]
+    #[arg(long, value_name = "FILE", env = "PITR_AGENT_PROBACKUP")]
+    pub probackup: Option<PathBuf>,
+    /// End a copy by probackup when no byte has moved and nothing was said for so many seconds [default: 300]
+    #[arg(long, value_name = "SECONDS", env = "PITR_AGENT_STALL_TIMEOUT")]
+    pub stall_timeout: Option<u64>,
+    /// Socket that `pitr-agent wal-put` asks before the database lets go of WAL (openGauss) [default:
+    /// archive-PGPORT.sock in the runtime directory, or in /tmp/gs_pitr-UID]
+    #[arg(long, value_name = "PATH", env = "PITR_AGENT_ARCHIVE_SOCKET")]
+    pub archive_socket: Option<PathBuf>,
+    /// Where it remembers what WAL it ships all the time [default: the service's state directory, or `~/.gs_pitr`, or
+    /// `/var/tmp/gs_pitr-UID`]
+    #[arg(long, value_name = "DIR", env = "PITR_AGENT_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How the catalog of a probackup is mounted [default: auto]
+    #[arg(long, value_name = "HOW", env = "PITR_AGENT_MOUNT")]
+    pub mount: Option<MountHow>,
     /// File with the agent's own S3 credentials; mode 0600
     #[arg(long, value_name = "FILE", env = "PITR_AGENT_S3_CREDENTIALS_FILE")]
     pub s3_credentials_file: Option<PathBuf>,
@@ -179,6 +197,11 @@ impl Settings {
             orphan_timeout: self.orphan_timeout.or(below.orphan_timeout),
             client_timeout: self.client_timeout.or(below.client_timeout),
             wal_hold: self.wal_hold.or(below.wal_hold),
+            probackup: self.probackup.or(below.probackup),
+            stall_timeout: self.stall_timeout.or(below.stall_timeout),
+            archive_socket: self.archive_socket.or(below.archive_socket),
+            state_dir: self.state_dir.or(below.state_dir),
+            mount: self.mount.or(below.mount),
             s3_credentials_file: self.s3_credentials_file.or(below.s3_credentials_file),
             s3_credentials_command: self.s3_credentials_command.or(below.s3_credentials_command),
         }

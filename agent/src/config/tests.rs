@@ -57,6 +57,8 @@ fn values_that_cannot_work_are_refused() {
     assert!(with(&["--memory", "1"]).contains("--memory"));
     assert!(with(&["--orphan-timeout", "0"]).contains("--orphan-timeout"));
     assert!(with(&["--client-timeout", "1"]).contains("--client-timeout"));
+    assert!(with(&["--stall-timeout", "9"]).contains("--stall-timeout"));
+    assert!(with(&["--probackup", "pg_probackup"]).contains("not an absolute path"));
     assert!(with(&["--pgdata", "data"]).contains("not an absolute path"));
     assert!(with(&["--allow-root", "data"]).contains("not an absolute path"));
     assert!(with(&["--allow-root", "/no/such"]).contains("cannot read /no/such"));

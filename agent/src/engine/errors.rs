@@ -5,7 +5,7 @@ use agent_sql::SqlError;
 use catalog::error::CatalogError;
 use pipeline::error::PipelineError;
 
-use crate::engine::direct::copy_error::CopyError;
+use crate::engine::copy_error::CopyError;
 use crate::failure;
 
 /// A bug, or something nobody foresaw.

@@ -82,7 +82,10 @@ impl State {
 
 /// Whether an operation in this phase waits for its client.
 fn is_waiting(phase: Phase) -> bool {
-    matches!(phase, Phase::Copied | Phase::Marked | Phase::Shipped)
+    matches!(
+        phase,
+        Phase::Copied | Phase::Ready | Phase::Marked | Phase::Shipped
+    )
 }
 
 impl OperationLog {
@@ -183,6 +186,14 @@ impl OperationLog {
         let mut state = self.state();
         state.backup = Some(Box::new(backup));
         state.point = Some(point);
+    }
+
+    pub(super) fn set_copy(&self, backup: NodeBackup) {
+        self.state().backup = Some(Box::new(backup));
+    }
+
+    pub(super) fn set_point(&self, point: NodePoint) {
+        self.state().point = Some(point);
     }
 
     pub(super) fn set_restored(&self, restored: Restored) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_api::{
-    ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, Place,
+    ApiError, BackupSpec, ErrorKind, OperationSpec, OperationStatus, Phase, Place, PointSpec,
     RepositoryAccess, RestoreSpec, StartOperation,
 };
 use catalog::ids::BackupId;
@@ -24,6 +24,8 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::operation::log::OperationLog;
 use crate::operation::{BackupCommand, OperationContext, Reporter, RestoreCommand};
+use crate::wal::gate::ArchiveGate;
+use crate::wal::service::{OpenStore, WalService};
 
 mod orders;
 mod supervise;
@@ -33,6 +35,10 @@ mod validate;
 const ENDED_KEPT: usize = 100;
 /// Commands are sent one at a time; one may lie there while the engine is at something else.
 const COMMANDS: usize = 1;
+
+/// A point whose client is not heard of is given up so soon: the next one waits for it, and nothing is lost but a restore
+/// point that nobody uses.
+const POINT_ORPHAN: Duration = Duration::from_secs(30);
 
 /// Who does the work: the real engines, or a test's.
 pub trait Engines: Send + Sync + 'static {
@@ -50,6 +56,14 @@ pub trait Engines: Send + Sync + 'static {
         commands: mpsc::Receiver<BackupCommand>,
     ) -> BoxFuture<'static, Result<(), ApiError>>;
 
+    /// Runs a point to its end.
+    fn point(
+        &self,
+        cx: OperationContext,
+        spec: PointSpec,
+        commands: mpsc::Receiver<BackupCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>>;
+
     /// Runs a restore to its end.
     fn restore(
         &self,
@@ -62,8 +76,11 @@ pub trait Engines: Send + Sync + 'static {
 /// What no two operations may have at the same time.
 #[derive(Debug, Clone)]
 enum Claim {
-    /// The node beside the agent.
+    /// The node beside the agent, its files.
     Node,
+    /// Its restore points: a point needs no file of it, so a backup may run meanwhile. One at a time, so that clients which
+    /// are killed again and again do not use up its sessions.
+    Points,
     /// A directory to restore into; `node`: it is the data directory of the node beside the agent.
     Target { path: PathBuf, node: bool },
 }
@@ -72,19 +89,20 @@ impl Claim {
     /// Whether both cannot be had at once: a directory inside another's would be taken for its files.
     fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Node, Self::Node) => true,
+            (Self::Node, Self::Node) | (Self::Points, Self::Points) => true,
+            (Self::Node, Self::Points) | (Self::Points, Self::Node) => false,
             (Self::Target { path: a, .. }, Self::Target { path: b, .. }) => {
                 a.starts_with(b) || b.starts_with(a)
             }
-            (Self::Node, Self::Target { node, .. }) | (Self::Target { node, .. }, Self::Node) => {
-                *node
-            }
+            (Self::Node | Self::Points, Self::Target { node, .. })
+            | (Self::Target { node, .. }, Self::Node | Self::Points) => *node,
         }
     }
 }
 
 #[derive(Debug)]
 enum Orders {
+    /// Of a point too.
     Backup(mpsc::Sender<BackupCommand>),
     Restore(mpsc::Sender<RestoreCommand>),
 }
@@ -96,7 +114,7 @@ pub struct Operation {
     /// Of the request that started it, to know it again without keeping it.
     request: [u8; 32],
     claim: Claim,
-    backup_id: BackupId,
+    backup_id: Option<BackupId>,
     log: Arc<OperationLog>,
     cancel: CancellationToken,
     /// Why it was cancelled; the first reason counts.
@@ -117,7 +135,7 @@ impl Operation {
     #[must_use]
     pub fn status(&self) -> OperationStatus {
         OperationStatus {
-            backup_id: Some(self.backup_id.clone()),
+            backup_id: self.backup_id.clone(),
             ..self.log.status()
         }
     }
@@ -184,6 +202,8 @@ struct Shared {
     config: Arc<Config>,
     budget: Budget,
     engines: Arc<dyn Engines>,
+    gate: ArchiveGate,
+    wal: WalService,
     tasks: TaskTracker,
     state: Mutex<State>,
 }
@@ -226,13 +246,19 @@ impl State {
         let status = other.status();
         let what = match claim {
             Claim::Node => "a backup of this node".to_owned(),
+            Claim::Points => "a point of this node".to_owned(),
             Claim::Target { path, .. } => format!("a restore into {}", path.display()),
         };
         let message = format!(
-            "{what} is under way: operation {}, begun {}, {}",
-            other.id, status.started, status.phase
+            "{what} cannot begin: a {} is under way, operation {}, begun {}, {}",
+            status.kind, other.id, status.started, status.phase
         );
-        Err(conflict(message).next("wait until it ends, or cancel it"))
+        let error = conflict(message).next("wait until it ends, or cancel it");
+        Err(match (claim, &other.claim) {
+            // A point is over in moments, or given up soon.
+            (Claim::Points, Claim::Points) => error.passing(),
+            _ => error,
+        })
     }
 
     fn forget_old(&mut self) {
@@ -252,15 +278,35 @@ impl OperationTable {
     #[must_use]
     pub fn new(config: Arc<Config>, engines: Arc<dyn Engines>) -> Self {
         let budget = Budget::new(config.memory);
+        let gate = ArchiveGate::default();
+        let open: OpenStore = {
+            let engines = Arc::clone(&engines);
+            Arc::new(move |access| engines.store(access))
+        };
+        let wal = WalService::new(Arc::clone(&config), budget.clone(), gate.clone(), open);
         Self {
             shared: Arc::new(Shared {
                 config,
                 budget,
                 engines,
+                gate,
+                wal,
                 tasks: TaskTracker::new(),
                 state: Mutex::default(),
             }),
         }
+    }
+
+    /// What the database's archiver is told about WAL that operations need.
+    #[must_use]
+    pub fn gate(&self) -> &ArchiveGate {
+        &self.shared.gate
+    }
+
+    /// WAL that is shipped all the time.
+    #[must_use]
+    pub fn wal(&self) -> &WalService {
+        &self.shared.wal
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -283,7 +329,12 @@ impl OperationTable {
         if let Some(known) = known {
             return Ok(known);
         }
+        let orphan_timeout = match request.spec {
+            OperationSpec::Point(_) => self.shared.config.orphan_timeout.min(POINT_ORPHAN),
+            _ => self.shared.config.orphan_timeout,
+        };
         let store = self.shared.engines.store(&request.repository)?;
+        self.shared.wal.lend(&request.repository);
         let mut state = self.state();
         // Asked again: the lock was not held while the store was opened.
         if let Some(known) = state.admit(id, digest, &claim)? {
@@ -295,11 +346,7 @@ impl OperationTable {
         state.operations.push(Arc::clone(&operation));
         state.forget_old();
         drop(state);
-        let supervised = supervise::supervise(
-            Arc::clone(&operation),
-            run,
-            self.shared.config.orphan_timeout,
-        );
+        let supervised = supervise::supervise(Arc::clone(&operation), run, orphan_timeout);
         self.shared.tasks.spawn(supervised);
         Ok(operation)
     }
@@ -308,6 +355,7 @@ impl OperationTable {
     fn claim(&self, spec: &mut OperationSpec) -> Result<Claim, ApiError> {
         let restore = match spec {
             OperationSpec::Backup(_) => return Ok(Claim::Node),
+            OperationSpec::Point(_) => return Ok(Claim::Points),
             OperationSpec::Restore(restore) => restore,
         };
         let config = &self.shared.config;
@@ -336,8 +384,9 @@ impl OperationTable {
     ) -> (Arc<Operation>, BoxFuture<'static, Result<(), ApiError>>) {
         let id = request.operation;
         let (kind, backup_id) = match &request.spec {
-            OperationSpec::Backup(spec) => ("backup", spec.backup_id.clone()),
-            OperationSpec::Restore(spec) => ("restore", spec.backup_id.clone()),
+            OperationSpec::Backup(spec) => ("backup", Some(spec.backup_id.clone())),
+            OperationSpec::Point(_) => ("point", None),
+            OperationSpec::Restore(spec) => ("restore", Some(spec.backup_id.clone())),
         };
         let meter = Arc::new(Meter::default());
         let log = OperationLog::new(id, kind, Arc::clone(&meter));
@@ -350,10 +399,12 @@ impl OperationTable {
             meter,
             report: Reporter::new(Arc::clone(&log)),
             config: Arc::clone(&self.shared.config),
+            wal: self.shared.wal.for_client(request.repository.clone()),
             repository: Some(RepositoryAccess {
                 credentials: None,
                 ..request.repository
             }),
+            gate: self.shared.gate.clone(),
         };
         let cancel = cx.cancel.clone();
         let throttle = cx.throttle.clone();
@@ -362,6 +413,10 @@ impl OperationTable {
             OperationSpec::Backup(spec) => {
                 let (sender, commands) = mpsc::channel(COMMANDS);
                 (Orders::Backup(sender), engines.backup(cx, spec, commands))
+            }
+            OperationSpec::Point(spec) => {
+                let (sender, commands) = mpsc::channel(COMMANDS);
+                (Orders::Backup(sender), engines.point(cx, spec, commands))
             }
             OperationSpec::Restore(spec) => {
                 let (sender, commands) = mpsc::channel(COMMANDS);
@@ -433,7 +488,10 @@ impl OperationTable {
         }
         self.shared.tasks.close();
         let all = self.shared.tasks.wait();
-        tokio::time::timeout(deadline, all).await.is_ok()
+        let ended = tokio::time::timeout(deadline, all).await.is_ok();
+        // After those that follow it.
+        self.shared.wal.shut_down().await;
+        ended
     }
 }
 

@@ -1,7 +1,7 @@
 //! Forward or back: what is decided about a restore, and what an agent does that hears nothing from its client.
 //!
 //! Before the decision an agent without a client decides `rollback` itself, if nobody has decided yet, and obeys what
-//! stands. After `commit` it goes forward alone. While the store does not answer nothing is decided: it waits.
+//! stands. After `commit` it goes forward alone, some seconds after it last heard of its client. While the store does not answer nothing is decided: it waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use catalog::journal::{self, OperationJournal};
 use catalog::model::{Decision, OperationEvent, PromotedNode, Verdict};
 use catalog::repo::Catalog;
 use pipeline::store::ObjectStore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::errors::of_catalog;
@@ -23,6 +23,10 @@ use crate::operation::Reporter;
 const ASK: Duration = Duration::from_mins(1);
 /// Pauses between attempts, first and longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// A client that is silent for so long may be gone: it is looked then whether all is decided. Sooner than the cluster's lock, which that client
+/// may have held, is taken off (15 s at least): what is written from then on must not go to a database that is to be replaced.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// The restore's side of the bucket.
 #[derive(Debug)]
@@ -60,8 +64,16 @@ impl Judge {
     /// store does not answer, it goes on waiting.
     pub(super) async fn decided_alone(&self) -> Decision {
         let mut patience = Patience::default();
+        let mut looked = Instant::now();
         loop {
             sleep(self.tick()).await;
+            let silent = self.report.silent_for() >= LOOK && looked.elapsed() >= LOOK;
+            if silent {
+                looked = Instant::now();
+                if let Ok(Some(decision)) = self.decision().await {
+                    return decision;
+                }
+            }
             if !self.is_abandoned() {
                 continue;
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use agent_api::{ApiError, ErrorKind, OpenRequest, Phase, Restored};
+use agent_api::{ApiError, ErrorKind, OpenRequest, Phase, Restored, WalState};
 use catalog::model::{Decision, PromotedNode, Verdict};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -12,9 +12,10 @@ use super::decide::{Patience, rolled_back};
 use super::errors::{cancelled, local, of_workspace};
 use super::journal::Stage;
 use super::live::{Live, fill};
+use super::recoverer::Recoverer;
 use super::settings::Standalone;
 use super::workspace::Workspace;
-use super::{Restore, attached, prepare, promote, prove, settings, sweep};
+use super::{Restore, attached, prepare, promote, prove, settings, sweep, tablespaces};
 use crate::facts;
 use crate::operation::RestoreCommand;
 
@@ -226,17 +227,20 @@ impl Restore {
         let data = workspace.places.data.clone();
         let control = prove::read_control(&data)
             .map_err(|error| ApiError::new(ErrorKind::Recovery, error))?;
-        let in_recovery = data.join("recovery.signal").exists();
-        let settled = promote::settle(&data, &self.spec, self.plan.end).ok();
+        let (recoverer, timeline) = (self.plan.recoverer, self.spec.point.timeline);
+        let settled = promote::settle(&data, &self.spec, &self.plan).ok();
         if settled.is_none() {
-            if !in_recovery || control.timeline != self.spec.point.timeline {
+            if !recoverer.may_be_promoted(&data, &control, timeline) {
                 self.begin_again(workspace).await?;
                 self.make(workspace).await?;
             }
             self.promote(workspace).await?;
         }
-        let promoted = promote::settle(&data, &self.spec, self.plan.end)?;
+        let promoted = promote::settle(&data, &self.spec, &self.plan)?;
         let places = &workspace.places;
+        if recoverer == Recoverer::OpenGauss {
+            tablespaces::lead_home(&data, &places.target).map_err(|error| local(&data, &error))?;
+        }
         prepare::drop_replaced(places, &self.spec)
             .map_err(|error| local(&places.tablespaces, &error))?;
         workspace
@@ -249,6 +253,7 @@ impl Restore {
 
     /// Puts it in its place. What was there is stopped as late as can be.
     async fn to_place(&self, workspace: &mut Workspace) -> Result<Restored, ApiError> {
+        self.end_of_epoch(workspace).await;
         if workspace.journal.stage == Stage::Promoted {
             if !workspace.journal.clearing {
                 self.stop_live(workspace).await?;
@@ -279,13 +284,30 @@ impl Restore {
         let (start_command, port) = self.start_command(workspace, timeline).await?;
         Ok(Restored {
             data_directory: workspace.places.target.to_string_lossy().into_owned(),
-            recovered_to: self.plan.end.to_string(),
+            recovered_to: self.plan.fork.to_string(),
             timeline,
             fork_lsn,
             port,
             running: false,
             start_command,
         })
+    }
+
+    /// What is shipped all the time from the database at the target ends with it: another history comes in its place.
+    async fn end_of_epoch(&self, workspace: &Workspace) {
+        let pgdata = self.cx.config.pgdata.as_ref();
+        let own = pgdata.and_then(|pgdata| pgdata.canonicalize().ok());
+        if own.is_some_and(|own| own == workspace.places.target)
+            && self.cx.wal.status().state != WalState::Off
+        {
+            self.cx
+                .wal
+                .end_of_epoch("a restore puts another history in the database's place")
+                .await;
+            self.cx.report.warning(
+                "WAL of this node is shipped no more, because the restore opens a new epoch: the next backup begins again",
+            );
+        }
     }
 
     /// Says that it is promoted, waits until all are, opens.
@@ -320,7 +342,8 @@ impl Restore {
         if request.start {
             let command = restored.start_command.join(" ");
             let places = &workspace.places;
-            promote::open(&restored.start_command, &places.target, &places.server_log)
+            let (argv, log) = (&restored.start_command, &places.server_log);
+            promote::open(self.plan.recoverer, argv, &places.target, log)
                 .await
                 .map_err(|error| error.next(format!("mend that (it is started by: {command})")))?;
             report.restored(Restored {
@@ -371,7 +394,8 @@ impl Restore {
         };
         let live_port = workspace.journal.live.as_ref().and_then(|live| live.port);
         let mut standalone = Standalone {
-            pg_ctl: &self.plan.bindir.join("pg_ctl"),
+            recoverer: self.plan.recoverer,
+            bindir: &self.plan.bindir,
             places: &files,
             source: &self.source,
             port: self.spec.port.or(live_port).unwrap_or(self.spec.node.port),
@@ -416,17 +440,23 @@ impl Restore {
         let report = &self.cx.report;
         let ask = |name| promote::ask(&self.plan, &settings, data, name);
         if ask("archive_mode").await.is_some_and(|mode| mode != "off") {
+            let what = match self.plan.recoverer {
+                Recoverer::PostgreSql(_) => format!("archives its new timeline {timeline}"),
+                Recoverer::OpenGauss => {
+                    "archives WAL under names that the source has used for other content".to_owned()
+                }
+            };
             report.warning(format!(
-                "archive_mode is on in the restored configuration: once started, {} archives its new timeline \
-                 {timeline} by the source's archive_command",
+                "archive_mode is on in the restored configuration: once started, {} {what} by the source's archive_command",
                 data.display()
             ));
         }
-        let sockets = ask("unix_socket_directories").await?;
+        let setting = self.plan.recoverer.socket_setting();
+        let sockets = ask(setting).await?;
         let replaced =
             promote::socket_directory(&sockets, &self.cx.config.pg_host, standalone.port)?;
         report.warning(format!(
-            "unix_socket_directories = '{sockets}' of the source cannot be used on this host; {} is used instead",
+            "{setting} = '{sockets}' of the source cannot be used on this host; {} is used instead",
             replaced.display()
         ));
         Some(replaced)

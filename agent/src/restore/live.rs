@@ -14,10 +14,11 @@ use tokio::time::timeout;
 
 use super::errors::local;
 use super::process::{self, PidFile};
+use super::recoverer::Recoverer;
 use super::settings::shell_word;
 use super::{promote, prove};
 use crate::config::Config;
-use crate::engine::direct::attachments;
+use crate::engine::attachments;
 
 /// How long its last checkpoint may take.
 const STOP: Duration = Duration::from_mins(10);
@@ -63,7 +64,7 @@ impl Live {
             let message = format!("the database in {}: {what}", data.display());
             ApiError::new(ErrorKind::Target, message)
         };
-        let Ok(major) = version.trim().parse() else {
+        let Some(recoverer) = Recoverer::of_version_file(&version) else {
             return Err(unreadable(format!(
                 "PG_VERSION says `{}`",
                 version.escape_debug()
@@ -76,7 +77,7 @@ impl Live {
         Ok(Some(Self {
             data: data.to_owned(),
             system_identifier: control.system_identifier,
-            major,
+            major: recoverer.major(),
             running,
             port: file.map(|file| file.port),
             argv: attachments::argv(&opts),
@@ -107,7 +108,10 @@ impl Live {
             return Ok(true);
         }
         let asked = timeout(Duration::from_secs(5), promote::answers(&file)).await;
-        if matches!(asked, Ok(Ok(()))) && file.socket_directory.is_some() && file.ready {
+        if matches!(asked, Ok(Ok(())))
+            && file.socket_directory.is_some()
+            && file.ready != Some(false)
+        {
             let message = format!(
                 "the database in {} answers, but its process {} is not to be seen from here",
                 data.display(),
@@ -161,7 +165,7 @@ impl Live {
         let argv = match &config.stop_command {
             Some(argv) => self.filled(argv),
             None => vec![
-                self.program("pg_ctl"),
+                self.program(self.recoverer().control_program()),
                 "stop".to_owned(),
                 "-w".to_owned(),
                 "-m".to_owned(),
@@ -206,7 +210,7 @@ impl Live {
         }
         let options: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
         let mut argv = vec![
-            self.program("pg_ctl"),
+            self.program(self.recoverer().control_program()),
             "start".to_owned(),
             "-w".to_owned(),
             "-t".to_owned(),
@@ -252,7 +256,7 @@ impl Live {
     /// The value that its configuration has for a setting, as it would be started.
     pub(super) async fn ask(&self, name: &str) -> Option<String> {
         let (directory, words) = self.words();
-        let mut command = process::command(&self.bindir.join("postgres"));
+        let mut command = process::command(&self.bindir.join(self.recoverer().server()));
         command.arg("-D").arg(directory).args(words);
         command.args(["-c", "log_min_messages=fatal", "-C", name]);
         promote::answer_of(command).await
@@ -278,6 +282,11 @@ impl Live {
             }
         }
         (directory, rest)
+    }
+
+    /// Whose database it is.
+    pub(super) fn recoverer(&self) -> Recoverer {
+        Recoverer::of_major(self.major)
     }
 
     fn program(&self, name: &str) -> String {

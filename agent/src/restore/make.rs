@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent_api::{ApiError, ErrorKind, Phase, Place};
+use agent_wal::control::ControlFile;
 use catalog::keys;
 use pipeline::download::Downloader;
 use pipeline::error::PipelineError;
@@ -19,13 +20,16 @@ use super::journal::{Literal, Places, Stage, tag};
 use super::live::Live;
 use super::prepare::Placer;
 use super::recover::Recovery;
+use super::recoverer::Recoverer;
 use super::settings::{Action, RecoveryTarget};
 use super::tablespaces::{Created, Owner};
 use super::walserve::{Spooled, WalServer};
 use super::workspace::{Workspace, in_background};
-use super::{Restore, attached, prepare, prove, scan, settings, switch, tablespaces};
+use super::{Restore, attached, prepare, promote, prove, scan, settings, switch, tablespaces};
 use crate::walget::WalFile;
 
+/// openGauss's setting for the node's name; PostgreSQL has none.
+const NODE_NAME: &str = "pgxc_node_name";
 /// Most threads that decompress and write.
 const MOST_JOBS: usize = 64;
 
@@ -53,10 +57,15 @@ impl Restore {
         self.cx.report.phase(Phase::Recovering);
         self.serving(workspace, wal, spooled, Action::Shutdown)
             .await?;
-        let places = &workspace.places;
-        let control = prove::read_control(&places.data)
-            .map_err(|error| ApiError::new(ErrorKind::Recovery, error))?;
-        prove::prove(&control, &self.spec, self.plan.end)?;
+        let mut control = control_of(workspace)?;
+        if prove::is_short(&control, &self.plan) {
+            // Begun at the checkpoint that it noted, the server has no other to note, and says how far it has replayed.
+            let (wal, nothing) = (self.wal().await?, HashMap::new());
+            self.serving(workspace, wal, nothing, Action::Shutdown)
+                .await?;
+            control = control_of(workspace)?;
+        }
+        prove::prove(&control, &self.spec, &self.plan)?;
         workspace
             .note(|journal| journal.stage = Stage::Proved)
             .map_err(|error| of_workspace(&error))
@@ -141,7 +150,11 @@ impl Restore {
             self.plan.target.display()
         ));
         self.stop_live(workspace).await?;
-        let version_directory = self.plan.version_directory(&self.spec);
+        let live = workspace.journal.live.as_ref();
+        let version_directory = match live.filter(|live| !live.tablespaces.is_empty()) {
+            Some(live) => self.version_directory(live.ask(NODE_NAME).await.as_deref())?,
+            None => String::new(),
+        };
         switch::clear_target(workspace, &version_directory).map_err(|error| of_workspace(&error))
     }
 
@@ -185,7 +198,6 @@ impl Restore {
     ) -> Result<HashMap<WalFile, Spooled>, ApiError> {
         let (cx, spec) = (&self.cx, &self.spec);
         cx.report.phase(Phase::Fetching);
-        cx.report.expect_bytes(spec.node.plain_bytes);
         let places = workspace.places.clone();
         if !spec.node.tablespaces.is_empty() {
             workspace
@@ -213,7 +225,7 @@ impl Restore {
             let scanned = scan::scan(wal, &self.plan, spec, &places.spool, &cx.budget, &both).await;
             let scanned = scanned.and_then(|scanned| {
                 // Refused before hours of copying, if it is to be refused.
-                self.literals(live.as_ref(), &scanned.created)?;
+                self.literals(live.as_ref(), &scanned.created, "")?;
                 Ok(scanned)
             });
             scanned.inspect_err(|_| both.cancel())
@@ -239,9 +251,28 @@ impl Restore {
         for warning in warnings {
             cx.report.warning(warning);
         }
-        let literals = self.literals(live.as_ref(), &scanned.created)?;
-        self.make_literals(workspace, literals).await?;
+        if !scanned.created.is_empty() {
+            let data = &workspace.places.data;
+            let node_name = promote::ask(&self.plan, &self.source, data, NODE_NAME).await;
+            let version_directory = self.version_directory(node_name.as_deref())?;
+            let literals = self.literals(live.as_ref(), &scanned.created, &version_directory)?;
+            self.make_literals(workspace, literals).await?;
+        }
         Ok(scanned.spooled)
+    }
+
+    /// Name of the server's directory in a tablespace, with openGauss's name of the node as its configuration has it.
+    fn version_directory(&self, node_name: Option<&str>) -> Result<String, ApiError> {
+        let recoverer = self.plan.recoverer;
+        if recoverer == Recoverer::OpenGauss && node_name.is_none_or(str::is_empty) {
+            let message = format!(
+                "`{} -C {NODE_NAME}` does not say what the node's directories in tablespaces are called",
+                self.plan.server().display()
+            );
+            return Err(ApiError::new(ErrorKind::Target, message));
+        }
+        let catalog_version = self.spec.node.catalog_version;
+        Ok(recoverer.version_directory(catalog_version, node_name))
     }
 
     /// The literal paths of tablespaces that replay creates, if it may.
@@ -249,8 +280,8 @@ impl Restore {
         &self,
         live: Option<&Live>,
         created: &BTreeSet<Created>,
+        version_directory: &str,
     ) -> Result<Vec<Literal>, ApiError> {
-        let version_directory = self.plan.version_directory(&self.spec);
         let mut literals: Vec<Literal> = Vec::new();
         for created in created {
             let path: PathBuf = created.location.clone();
@@ -270,7 +301,7 @@ impl Restore {
             literals.push(Literal {
                 made: !path.exists(),
                 path,
-                version_directory: version_directory.clone(),
+                version_directory: version_directory.to_owned(),
                 aside,
                 link,
             });
@@ -336,9 +367,9 @@ impl Restore {
             .map_err(failed)
     }
 
-    /// Fired by `cancel`, it returns only when no thread of it writes any more.
+    /// Fired by `cancel`, it returns only when nothing of it writes any more.
     async fn extract(&self, places: &Places, cancel: &CancellationToken) -> Result<(), ApiError> {
-        let (cx, node) = (&self.cx, &self.spec.node);
+        let cx = &self.cx;
         let downloader = Downloader::new(
             Arc::clone(&cx.store),
             cx.budget.clone(),
@@ -346,6 +377,29 @@ impl Restore {
             Arc::clone(&cx.meter),
             cancel.clone(),
         );
+        let jobs = usize::try_from(self.spec.jobs).unwrap_or(1);
+        let Some(probackup) = &self.spec.node.probackup else {
+            cx.report.expect_bytes(self.spec.node.plain_bytes);
+            let all = |_: &IndexEntry| true;
+            return self.unpack(places, &downloader, jobs, all).await;
+        };
+        if !self.spec.node.attachments.is_empty() {
+            let attached =
+                |entry: &IndexEntry| Path::new(&entry.path).starts_with(attached::ATTACHMENTS);
+            self.unpack(places, &downloader, 1, attached).await?;
+        }
+        self.fetch_by_program(places, downloader, probackup).await
+    }
+
+    /// Entries of the copy's own index to where they belong.
+    async fn unpack(
+        &self,
+        places: &Places,
+        downloader: &Downloader,
+        jobs: usize,
+        wanted: impl Fn(&IndexEntry) -> bool + Send + Sync,
+    ) -> Result<(), ApiError> {
+        let node = &self.spec.node;
         let (backup, node_id) = (&self.spec.backup_id, node.node_id);
         let index_key = keys::index(backup, node_id, node.attempt);
         let index = Index::open_with(downloader.clone(), index_key.clone(), &node.index);
@@ -356,17 +410,23 @@ impl Restore {
         });
         let packs: Vec<_> = packs.collect();
         let options = ExtractOptions {
-            jobs: usize::try_from(self.spec.jobs)
-                .unwrap_or(1)
-                .clamp(1, MOST_JOBS),
+            jobs: jobs.clamp(1, MOST_JOBS),
             ..ExtractOptions::default()
         };
-        let mapper = Placer::new(places, &self.spec);
+        let mapper = Placer::new(places, &self.spec, self.plan.recoverer);
         let map = |entry: &IndexEntry| {
+            if !wanted(entry) {
+                return Ok(None);
+            }
             let place = mapper.place(entry);
             place.map_err(|what| PipelineError::damaged(&index_key, what))
         };
-        let extracted = extract(&downloader, &index, &packs, options, map).await;
+        let extracted = extract(downloader, &index, &packs, options, map).await;
         extracted.map(drop).map_err(|error| of_pipeline(&error))
     }
+}
+
+fn control_of(workspace: &Workspace) -> Result<ControlFile, ApiError> {
+    prove::read_control(&workspace.places.data)
+        .map_err(|error| ApiError::new(ErrorKind::Recovery, error))
 }

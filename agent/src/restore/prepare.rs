@@ -13,40 +13,9 @@ use super::attached::{self, ATTACHMENTS, Attached};
 use super::errors::local;
 use super::files::sync;
 use super::journal::Places;
+use super::recoverer::Recoverer;
 use super::target::Plan;
 use super::{prove, tablespaces};
-
-/// Directories that every server expects: the copy has those with content, and empty ones where it skipped it.
-const DIRECTORIES: [&str; 17] = [
-    "pg_wal",
-    "pg_wal/archive_status",
-    "pg_commit_ts",
-    "pg_dynshmem",
-    "pg_logical",
-    "pg_logical/mappings",
-    "pg_logical/snapshots",
-    "pg_multixact",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_tblspc",
-    "pg_twophase",
-];
-
-/// Files that a restore makes itself, or that must not be there; never taken from a copy.
-const NEVER: [&str; 7] = [
-    "backup_label",
-    "tablespace_map",
-    "postmaster.pid",
-    "postmaster.opts",
-    "recovery.signal",
-    "standby.signal",
-    "backup_manifest",
-];
 
 /// Says where entries of the index go.
 #[derive(Debug, Clone)]
@@ -55,15 +24,17 @@ pub(super) struct Placer {
     tablespaces: PathBuf,
     config: PathBuf,
     oids: BTreeSet<u32>,
+    recoverer: Recoverer,
 }
 
 impl Placer {
-    pub(super) fn new(places: &Places, spec: &RestoreSpec) -> Self {
+    pub(super) fn new(places: &Places, spec: &RestoreSpec, recoverer: Recoverer) -> Self {
         Self {
             data: places.data.clone(),
             tablespaces: places.tablespaces.clone(),
             config: places.config.clone(),
             oids: spec.node.tablespaces.iter().map(|it| it.oid).collect(),
+            recoverer,
         }
     }
 
@@ -82,11 +53,11 @@ impl Placer {
         if let EntryKind::Symlink { target } = &entry.kind {
             stays_inside(path, target)?;
             // Its content is never copied, so a link to it would have nothing to lead to.
-            if entry.path == "pg_wal" {
+            if entry.path == self.recoverer.wal_directory() {
                 return Ok(None);
             }
         }
-        if NEVER.contains(&entry.path.as_str()) {
+        if self.recoverer.never().contains(&entry.path.as_str()) {
             return Ok(None);
         }
         if let Ok(below) = path.strip_prefix(ATTACHMENTS) {
@@ -147,11 +118,11 @@ pub(super) fn finish(
     let data = &places.data;
     let version_file = data.join("PG_VERSION");
     let version = fs::read_to_string(&version_file).map_err(|e| local(&version_file, &e))?;
-    if version.trim() != plan.major.to_string() {
+    let expected = plan.recoverer.version();
+    if version.trim() != expected {
         let message = format!(
-            "PG_VERSION of the copy says {}, the manifest {}",
-            version.trim(),
-            plan.major
+            "PG_VERSION of the copy says {}, the manifest {expected}",
+            version.trim()
         );
         return Err(ApiError::new(ErrorKind::Damaged, message));
     }
@@ -162,20 +133,25 @@ pub(super) fn finish(
         )
     })?;
     prove::check_copy(&control, spec)?;
-    check_label(spec)?;
+    check_label(spec, plan.recoverer)?;
     let map = tablespaces::rewritten_map(&spec.node, &places.tablespaces)?;
     let (attached, warnings) = attached::settle(&spec.node, &places.config, data)?;
-    furnish(places, spec, map.as_deref()).map_err(|error| local(data, &error))?;
+    furnish(places, spec, plan.recoverer, map.as_deref()).map_err(|error| local(data, &error))?;
     Ok((attached, warnings))
 }
 
 /// The label says where replay begins, so it must be that of this copy.
-fn check_label(spec: &RestoreSpec) -> Result<(), ApiError> {
+fn check_label(spec: &RestoreSpec, recoverer: Recoverer) -> Result<(), ApiError> {
     let node = &spec.node;
     let start = format!("START WAL LOCATION: {} ", node.start_lsn);
     let timeline = format!("START TIMELINE: {}", node.timeline);
     let label = &node.backup_label;
-    if label.starts_with(&start) && label.lines().any(|line| line == timeline) {
+    // openGauss's label, as old as 9.2, has the timeline only in the name of the first segment.
+    let on_timeline = match recoverer {
+        Recoverer::PostgreSql(_) => label.lines().any(|line| line == timeline),
+        Recoverer::OpenGauss => label.contains(&format!("(file {:08X}", node.timeline)),
+    };
+    if label.starts_with(&start) && on_timeline {
         return Ok(());
     }
     let message = format!(
@@ -185,7 +161,12 @@ fn check_label(spec: &RestoreSpec) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::Damaged, message))
 }
 
-fn furnish(places: &Places, spec: &RestoreSpec, map: Option<&str>) -> io::Result<()> {
+fn furnish(
+    places: &Places,
+    spec: &RestoreSpec,
+    recoverer: Recoverer,
+    map: Option<&str>,
+) -> io::Result<()> {
     let data = &places.data;
     // A cluster with group access (initdb -g) keeps it.
     let group = fs::metadata(data.join("global"))?.permissions().mode() & 0o050 != 0;
@@ -194,7 +175,7 @@ fn furnish(places: &Places, spec: &RestoreSpec, map: Option<&str>) -> io::Result
     } else {
         (0o700, 0o600)
     };
-    for name in DIRECTORIES {
+    for name in recoverer.directories() {
         let path = data.join(name);
         match fs::create_dir(&path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
@@ -210,15 +191,17 @@ fn furnish(places: &Places, spec: &RestoreSpec, map: Option<&str>) -> io::Result
         )?;
     }
     sync(&data.join("pg_tblspc"))?;
-    sync(&data.join("pg_wal"))?;
-    for name in NEVER {
+    sync(&data.join(recoverer.wal_directory()))?;
+    for name in recoverer.never() {
         super::files::remove_file(&data.join(name))?;
     }
     write_synced(&data.join("backup_label"), &spec.node.backup_label, files)?;
     if let Some(map) = map {
         write_synced(&data.join("tablespace_map"), map, files)?;
     }
-    write_synced(&data.join("recovery.signal"), "", files)?;
+    if let Some(signal) = recoverer.signal() {
+        write_synced(&data.join(signal), "", files)?;
+    }
     fs::set_permissions(data, Permissions::from_mode(directories))?;
     File::open(data)?.sync_all()
 }
@@ -271,6 +254,7 @@ mod tests {
             tablespaces: "/r/n.tablespaces".into(),
             config: "/r/n.config".into(),
             oids: BTreeSet::from([16385]),
+            recoverer: Recoverer::PostgreSql(15),
         };
         for (path, place) in [
             ("base/5/1259", Some("/w/data/base/5/1259")),

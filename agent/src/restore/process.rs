@@ -17,7 +17,7 @@ const LOG_TAIL: u64 = 64 << 10;
 /// How long a server that was told to stop at once may take.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A running `postgres`, killed if it is dropped.
+/// A running server, killed if it is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     child: Child,
@@ -26,7 +26,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts `postgres` in a process group of its own, with its output appended to `log`.
+    /// Starts a server's program in a process group of its own, with its output appended to `log`.
     pub(super) fn start(
         postgres: &Path,
         argv: &[OsString],
@@ -105,7 +105,16 @@ impl Server {
 pub(super) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C");
-    for name in ["PATH", "HOME", "TZ", "LD_LIBRARY_PATH", "TMPDIR"] {
+    // The last two are where openGauss finds its own files, and writes what its tools are told.
+    for name in [
+        "PATH",
+        "HOME",
+        "TZ",
+        "LD_LIBRARY_PATH",
+        "TMPDIR",
+        "GAUSSHOME",
+        "GAUSSLOG",
+    ] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
@@ -164,8 +173,8 @@ pub(super) struct PidFile {
     pub(super) port: u16,
     /// Its first socket directory, if it has one.
     pub(super) socket_directory: Option<PathBuf>,
-    /// Whether it takes connections.
-    pub(super) ready: bool,
+    /// Whether it takes connections; `None` if the file does not say, as openGauss's.
+    pub(super) ready: Option<bool>,
 }
 
 impl PidFile {
@@ -183,13 +192,13 @@ impl PidFile {
             pid: lines.first()?.parse().ok()?,
             port: lines.get(3)?.parse().ok()?,
             socket_directory: sockets.map(PathBuf::from),
-            ready: lines.get(7) == Some(&"ready"),
+            ready: lines.get(7).map(|status| *status == "ready"),
         })
     }
 }
 
 /// Ends a server that an earlier agent left behind in `data`: only a process that has `data` as its working
-/// directory, as every `postgres` has.
+/// directory, as every server has.
 pub(super) async fn end_orphan(data: &Path) -> io::Result<()> {
     let Some(pid) = PidFile::read(data).and_then(|file| Pid::from_raw(file.pid)) else {
         return Ok(());
@@ -260,11 +269,13 @@ mod tests {
             pid: 4711,
             port: 5432,
             socket_directory: Some("/tmp".into()),
-            ready: true,
+            ready: Some(true),
         };
         assert_eq!(PidFile::parse(text), Some(expected));
         assert_eq!(PidFile::parse("4711\n/data\n"), None);
         let starting = PidFile::parse("1\n/d\n1\n1\n\n\n\nstarting\n").unwrap();
-        assert!(!starting.ready && starting.socket_directory.is_none());
+        assert!(starting.ready == Some(false) && starting.socket_directory.is_none());
+        let opengauss = PidFile::parse("1\n/d\n1\n5432\n/tmp\n*\n  5432001   7\n").unwrap();
+        assert_eq!(opengauss.ready, None);
     }
 }

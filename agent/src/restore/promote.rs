@@ -1,5 +1,7 @@
 //! The end of a restore: promoted, whole at its target, and with the command that starts it.
 
+mod opened;
+
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,18 +10,20 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use agent_api::{ApiError, ErrorKind, RestoreSpec};
-use agent_wal::control::DbState;
+use agent_wal::control::{ControlFile, DbState};
 use agent_wal::{Lsn, SegmentName};
 use rustix::fs::{Access, access};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::errors::local;
 use super::files::{remove_file, sync};
+use super::live::Live;
 use super::process::{self, PidFile};
 use super::prove;
+use super::recoverer::Recoverer;
 use super::settings::Setting;
 use super::target::Plan;
 
@@ -27,7 +31,9 @@ use super::target::Plan;
 const START: Duration = Duration::from_mins(5);
 /// How long it may take to answer once it says that it is ready.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long `postgres -C` may take.
+/// A server that was started and is not to be seen for this long is not coming.
+const GONE: Duration = Duration::from_secs(10);
+/// How long `postgres -C` or `gaussdb -C` may take.
 const ASK: Duration = Duration::from_secs(30);
 /// Longest path of a unix socket in bytes.
 const SUN_PATH: usize = 107;
@@ -35,9 +41,9 @@ const SUN_PATH: usize = 107;
 /// What promotion made of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Promoted {
-    /// The new timeline.
+    /// Its timeline: a new one on PostgreSQL, the same on openGauss.
     pub(super) timeline: u32,
-    /// Where it begins.
+    /// Where its own log begins.
     pub(super) fork: Lsn,
 }
 
@@ -45,37 +51,36 @@ pub(super) struct Promoted {
 ///
 /// # Errors
 /// [`ErrorKind::Recovery`] if it was not promoted at its point.
-pub(super) fn settle(data: &Path, spec: &RestoreSpec, end: Lsn) -> Result<Promoted, ApiError> {
+pub(super) fn settle(data: &Path, spec: &RestoreSpec, plan: &Plan) -> Result<Promoted, ApiError> {
     let wrong = |what: String| ApiError::new(ErrorKind::Recovery, what);
     let control = prove::read_control(data).map_err(wrong)?;
-    let point = &spec.point;
-    if control.state != DbState::ShutDown || control.timeline <= point.timeline {
+    let (point, recoverer) = (&spec.point, plan.recoverer);
+    let goes_on = match recoverer {
+        Recoverer::PostgreSql(_) => control.timeline > point.timeline,
+        Recoverer::OpenGauss => control.timeline == point.timeline,
+    };
+    if control.state != DbState::ShutDown || !goes_on {
         return Err(wrong(format!(
             "after its promotion pg_control says '{}' on timeline {}",
             control.state, control.timeline
         )));
     }
-    let history = data
-        .join("pg_wal")
-        .join(SegmentName::history_file(control.timeline));
-    let text = fs::read_to_string(&history).map_err(|error| local(&history, &error))?;
-    let fork = prove::fork_of(&text, point.timeline);
-    if fork != Some(end) {
-        let fork = fork.map_or("elsewhere".to_owned(), |lsn| format!("at {lsn}"));
-        return Err(wrong(format!(
-            "timeline {} left timeline {} {fork}, not at the point {end}",
-            control.timeline, point.timeline
-        )));
+    let log = data.join(recoverer.wal_directory());
+    match recoverer {
+        Recoverer::PostgreSql(_) => left_at(&log, &control, point.timeline, plan.fork)?,
+        Recoverer::OpenGauss => {
+            opened::opened_at(&log, point.timeline, plan.fork, plan.segment_size).map_err(
+                |what| {
+                    wrong(format!(
+                        "it was not opened at the point's record, {}: {what}",
+                        plan.fork
+                    ))
+                },
+            )?;
+        }
     }
     let tidy = || {
-        for name in [
-            "recovery.signal",
-            "standby.signal",
-            "backup_label.old",
-            "tablespace_map.old",
-            // Our private command line; the server writes its own at each start.
-            "postmaster.opts",
-        ] {
+        for name in recoverer.left_behind() {
             remove_file(&data.join(name))?;
         }
         sync(data)
@@ -83,8 +88,24 @@ pub(super) fn settle(data: &Path, spec: &RestoreSpec, end: Lsn) -> Result<Promot
     tidy().map_err(|error| local(data, &error))?;
     Ok(Promoted {
         timeline: control.timeline,
-        fork: end,
+        fork: plan.fork,
     })
+}
+
+/// Checks that PostgreSQL's new timeline left its parent at `fork`.
+fn left_at(log: &Path, control: &ControlFile, parent: u32, fork: Lsn) -> Result<(), ApiError> {
+    let history = log.join(SegmentName::history_file(control.timeline));
+    let text = fs::read_to_string(&history).map_err(|error| local(&history, &error))?;
+    let left = prove::fork_of(&text, parent);
+    if left == Some(fork) {
+        return Ok(());
+    }
+    let left = left.map_or("elsewhere".to_owned(), |lsn| format!("at {lsn}"));
+    let message = format!(
+        "timeline {} left timeline {parent} {left}, not at the point {fork}",
+        control.timeline
+    );
+    Err(ApiError::new(ErrorKind::Recovery, message))
 }
 
 /// The value that the server would use for a setting, without starting it; `None` if it does not say.
@@ -94,7 +115,7 @@ pub(super) async fn ask(
     data: &Path,
     name: &str,
 ) -> Option<String> {
-    let mut command = process::command(&plan.bindir.join("postgres"));
+    let mut command = process::command(&plan.server());
     command.arg("-D").arg(data);
     for (name, value) in settings {
         command.arg("-c").arg(format!("{name}={value}"));
@@ -103,7 +124,7 @@ pub(super) async fn ask(
     answer_of(command).await
 }
 
-/// What `postgres -C` prints; `None` if it fails.
+/// What such a command prints; `None` if it fails.
 pub(super) async fn answer_of(mut command: Command) -> Option<String> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(ASK, command.output()).await.ok()?.ok()?;
@@ -140,7 +161,12 @@ pub(super) fn socket_directory(configured: &str, ours: &str, port: u16) -> Optio
 ///
 /// # Errors
 /// [`ErrorKind::Database`] with the last words of its log.
-pub(super) async fn open(argv: &[String], data: &Path, log: &Path) -> Result<(), ApiError> {
+pub(super) async fn open(
+    recoverer: Recoverer,
+    argv: &[String],
+    data: &Path,
+    log: &Path,
+) -> Result<(), ApiError> {
     let failed = |what: String| {
         let message = format!("the restored database in {} {what}", data.display());
         ApiError::new(ErrorKind::Database, message).changed()
@@ -165,13 +191,15 @@ pub(super) async fn open(argv: &[String], data: &Path, log: &Path) -> Result<(),
             )));
         }
     };
-    if !status.success() {
+    let running = match recoverer {
+        Recoverer::PostgreSql(_) if !status.success() => None,
+        Recoverer::PostgreSql(_) => PidFile::read(data).filter(|file| file.ready == Some(true)),
+        // The status of gs_ctl says nothing for a server that runs, nor for one that does not.
+        Recoverer::OpenGauss => until_open(data).await,
+    };
+    let Some(running) = running else {
         let words = process::last_words(log);
         return Err(failed(format!("did not start ({status}): {words}")));
-    }
-    let running = PidFile::read(data).filter(|file| file.ready);
-    let Some(running) = running else {
-        return Err(failed("was started and does not run".to_owned()));
     };
     match timeout(ANSWER, answers(&running)).await {
         Ok(Ok(())) => Ok(()),
@@ -180,6 +208,31 @@ pub(super) async fn open(argv: &[String], data: &Path, log: &Path) -> Result<(),
             "runs and does not answer within {} s",
             ANSWER.as_secs()
         ))),
+    }
+}
+
+/// Waits until an openGauss that was started is open; `None` if it does not run (any more), or takes too long.
+async fn until_open(data: &Path) -> Option<PidFile> {
+    let begun = Instant::now();
+    let mut last_seen = begun;
+    loop {
+        // A process is there from the start; the file says the port a little later.
+        let running = matches!(Live::runs(data).await, Ok(true));
+        let open = prove::read_control(data).is_ok_and(|it| it.state == DbState::InProduction);
+        if running {
+            last_seen = Instant::now();
+        }
+        if running
+            && open
+            && let Some(file) = PidFile::read(data)
+            && matches!(timeout(ANSWER, answers(&file)).await, Ok(Ok(())))
+        {
+            return Some(file);
+        }
+        if begun.elapsed() > START || last_seen.elapsed() > GONE {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

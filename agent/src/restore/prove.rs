@@ -7,6 +7,8 @@ use agent_api::{ApiError, ErrorKind, RestoreSpec};
 use agent_wal::Lsn;
 use agent_wal::control::{ControlFile, DbState};
 
+use super::target::Plan;
+
 /// Reads `global/pg_control`.
 ///
 /// # Errors
@@ -50,26 +52,39 @@ pub(super) fn check_copy(control: &ControlFile, spec: &RestoreSpec) -> Result<()
     Ok(())
 }
 
-/// Checks that recovery ended exactly at the point, and returns the position.
+/// Whether `pg_control` names an earlier position than the point's, and that may be for want of saying it.
+///
+/// A server that is shut down in recovery notes how far it has replayed only if it has replayed no checkpoint since its last
+/// restart point. If it has, it makes a restart point of that, and the position moves with the pages that are written then: not
+/// over records that touch none, such as the end of a backup, a switch of segments and the point itself
+/// (`CreateRestartPoint`).
+pub(super) fn is_short(control: &ControlFile, plan: &Plan) -> bool {
+    control.state == DbState::ShutDownInRecovery && control.min_recovery_point < plan.fork
+}
+
+/// Checks that recovery ended exactly at the point.
 ///
 /// # Errors
 /// [`ErrorKind::Recovery`] that says where it ended.
-pub(super) fn prove(control: &ControlFile, spec: &RestoreSpec, end: Lsn) -> Result<Lsn, ApiError> {
+pub(super) fn prove(
+    control: &ControlFile,
+    spec: &RestoreSpec,
+    plan: &Plan,
+) -> Result<(), ApiError> {
     let point = &spec.point;
-    let reached = control.min_recovery_point;
-    let proved = control.state == DbState::ShutDownInRecovery
-        && reached == end
-        && control.min_recovery_timeline == point.timeline
-        && control.timeline == point.timeline;
-    if proved {
-        return Ok(reached);
+    let (fork, reached) = (plan.fork, control.min_recovery_point);
+    if plan
+        .recoverer
+        .stands_at(control, fork, point.timeline, plan.segment_size)
+    {
+        return Ok(());
     }
     Err(ApiError::new(
         ErrorKind::Recovery,
         format!(
-            "recovery did not end at its point `{}` at {end} on timeline {}: pg_control says '{}' at {reached} on \
+            "recovery did not end at its point `{}` at {fork} on timeline {}: pg_control says '{}' at {reached} on \
              timeline {}",
-            point.restore_point, point.timeline, control.state, control.min_recovery_timeline
+            point.restore_point, point.timeline, control.state, control.timeline
         ),
     )
     .next("run `gs_pitr show ID`, and restore another backup"))

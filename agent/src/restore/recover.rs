@@ -1,16 +1,20 @@
 //! Recovery: the server replays WAL to the point, closed to everybody, and ends by itself.
 
+mod opengauss;
+
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use agent_api::{ApiError, ErrorKind};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::errors::{cancelled, local};
 use super::process::Server;
+use super::recoverer::Recoverer;
 use super::settings::{Private, RecoveryTarget, Setting, restore_command};
 use super::target::Plan;
 use super::walserve::{WalServer, WalSource};
@@ -21,6 +25,9 @@ use super::{prove, settings};
 const STUCK: Duration = Duration::from_mins(30);
 /// How long the checkpoint of a shutdown may take.
 const SHUTDOWN: Duration = Duration::from_mins(30);
+/// How long an openGauss that has just opened is left alone: a thread that it is starting at that moment misses the order to
+/// shut down, and then the server waits for it for ever.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How often a running server is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -47,29 +54,35 @@ enum Watched {
 }
 
 impl<S: WalSource> Recovery<'_, S> {
-    fn start(&self, target: &RecoveryTarget) -> Result<Server, ApiError> {
-        let places = &self.workspace.places;
+    fn start(&self, major: u32, target: &RecoveryTarget) -> Result<Server, ApiError> {
         let private = Private {
-            major: self.plan.major,
+            major,
             places: &self.places,
             socket_directory: self.workspace.run(),
             source: self.source,
             restore_command: restore_command(self.program, self.socket),
             target,
         };
-        let postgres = self.plan.bindir.join("postgres");
-        Server::start(&postgres, &private.argv(), &places.data, &places.log)
-            .map_err(|error| local(&postgres, &error))
+        self.launch(&private.argv())
     }
 
-    /// Replays to the point and lets the server shut itself down there. `on_segment` hears of every
-    /// segment that is handed out. That the point was reached is for `pg_control` to say.
+    fn launch(&self, argv: &[OsString]) -> Result<Server, ApiError> {
+        let (places, program) = (&self.workspace.places, self.plan.server());
+        Server::start(&program, argv, &places.data, &places.log)
+            .map_err(|error| local(&program, &error))
+    }
+
+    /// Replays to the point and has the server shut down there. `on_segment` hears of every segment that is handed
+    /// out. That the point was reached is for `pg_control` to say.
     pub(super) async fn to_point(
         &self,
         target: &RecoveryTarget,
         on_segment: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), ApiError> {
-        let mut server = self.start(target)?;
+        let mut server = match self.plan.recoverer {
+            Recoverer::PostgreSql(major) => self.start(major, target)?,
+            Recoverer::OpenGauss => return self.pause_and_stop(target, on_segment).await,
+        };
         match self.watch(&mut server, on_segment, &|| false).await? {
             Watched::Ended(status) if status.success() => Ok(()),
             Watched::Ended(status) => Err(self.failed(&server, status)),
@@ -83,29 +96,37 @@ impl<S: WalSource> Recovery<'_, S> {
     /// Replays to the point again, promotes there, waits for the checkpoint that ends recovery and
     /// shuts down.
     pub(super) async fn promote(&self, target: &RecoveryTarget) -> Result<(), ApiError> {
-        let mut server = self.start(target)?;
-        let data = &self.workspace.places.data;
-        let promoted = || {
-            use agent_wal::control::DbState::InProduction;
-            prove::read_control(data)
-                .is_ok_and(|it| it.state == InProduction && it.timeline > target.timeline)
+        let recoverer = self.plan.recoverer;
+        let mut server = match recoverer {
+            Recoverer::PostgreSql(major) => self.start(major, target)?,
+            Recoverer::OpenGauss => self.start_opengauss(target).await?.server,
         };
+        let data = &self.workspace.places.data;
+        let promoted =
+            || prove::read_control(data).is_ok_and(|it| recoverer.is_open(&it, target.timeline));
         match self.watch(&mut server, &mut |_| {}, &promoted).await? {
             Watched::Seen => {}
             Watched::Ended(status) => return Err(self.failed(&server, status)),
         }
+        if matches!(recoverer, Recoverer::OpenGauss) {
+            let _ = timeout(SETTLE, self.cancel.cancelled()).await;
+        }
+        self.shut_down(&mut server).await
+    }
+
+    async fn shut_down(&self, server: &mut Server) -> Result<(), ApiError> {
         let ended = tokio::select! {
             ended = server.shut_down(SHUTDOWN) => Some(ended),
             () = self.cancel.cancelled() => None,
         };
         match ended {
             Some(Ok(status)) if status.success() => Ok(()),
-            Some(Ok(status)) => Err(self.failed(&server, status)),
+            Some(Ok(status)) => Err(self.failed(server, status)),
             Some(Err(error)) => Err(ApiError::new(
                 ErrorKind::Recovery,
-                format!("the promoted server was not shut down: {error}"),
+                format!("the recovered server was not shut down: {error}"),
             )),
-            None => Err(self.give_up(&mut server, cancelled()).await),
+            None => Err(self.give_up(server, cancelled()).await),
         }
     }
 
@@ -124,7 +145,7 @@ impl<S: WalSource> Recovery<'_, S> {
             tokio::select! {
                 ended = server.ended() => {
                     on_segment(handed_out.borrow().saturating_sub(told));
-                    let ended = ended.map_err(|e| local(&self.plan.bindir.join("postgres"), &e));
+                    let ended = ended.map_err(|e| local(&self.plan.server(), &e));
                     return ended.map(Watched::Ended);
                 }
                 () = self.cancel.cancelled() => return Err(self.give_up(server, cancelled()).await),
@@ -186,8 +207,8 @@ impl<S: WalSource> Recovery<'_, S> {
         match missing_library(&words) {
             Some(library) => error.next(format!(
                 "install the extension that has `{library}` (shared_preload_libraries of the source) for \
-                 PostgreSQL {}, and restore again",
-                self.plan.major
+                 {}, and restore again",
+                self.plan.recoverer
             )),
             None => error.next("mend what the server complains of, and restore again"),
         }

@@ -4,8 +4,12 @@
 //! configuration safe to use: Debian's `data_directory` in postgresql.conf wins over `-D`, and once made the
 //! "copy" of a trial the LIVE directory.
 
+pub(super) mod opengauss;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use super::recoverer::Recoverer;
 
 /// A setting, name and value.
 pub(super) type Setting = (String, String);
@@ -48,6 +52,17 @@ impl Places {
         all.push(setting("external_pid_file", ""));
         all
     }
+
+    /// Only what a server would not find by itself: `gs_ctl` cuts a command line off at 1024 bytes.
+    fn elsewhere(&self) -> Vec<Setting> {
+        let mut all = self.settings();
+        all.retain(|(name, value)| match name.as_str() {
+            "config_file" => true,
+            "hba_file" | "ident_file" => !Path::new(value).starts_with(&self.data),
+            _ => false,
+        });
+        all
+    }
 }
 
 /// What recovery does when it has reached the point.
@@ -87,6 +102,12 @@ pub(super) struct Private<'a> {
     pub(super) target: &'a RecoveryTarget,
 }
 
+/// `-c name=value` for each, as every server takes them.
+fn arguments(settings: impl IntoIterator<Item = Setting>) -> impl Iterator<Item = OsString> {
+    let argument = |(name, value)| [OsString::from("-c"), format!("{name}={value}").into()];
+    settings.into_iter().flat_map(argument)
+}
+
 fn setting(name: &str, value: impl Into<String>) -> Setting {
     (name.to_owned(), value.into())
 }
@@ -99,10 +120,7 @@ impl Private<'_> {
         all.extend(self.closed());
         all.extend(self.recovery());
         let mut argv = vec![OsString::from("-D"), self.places.data.clone().into()];
-        for (name, value) in all {
-            argv.push("-c".into());
-            argv.push(format!("{name}={value}").into());
-        }
+        argv.extend(arguments(all));
         argv
     }
 
@@ -147,8 +165,8 @@ impl Private<'_> {
             Action::Shutdown => "shutdown",
             Action::Promote => "promote",
         };
-        // The other targets first: setting one, even to nothing, after the name is an error ("multiple
-        // recovery targets specified").
+        // By name and not by LSN: the proof compares the position, so that both have to fit. The other targets first:
+        // setting one, even to nothing, after the name is an error ("multiple recovery targets specified").
         ["", "_time", "_xid", "_lsn"]
             .map(|kind| setting(&format!("recovery_target{kind}"), ""))
             .into_iter()
@@ -236,8 +254,10 @@ fn assignment(text: &str) -> Option<Setting> {
 /// How the restored database is started from now on.
 #[derive(Debug, Clone)]
 pub(super) struct Standalone<'a> {
-    /// `pg_ctl`
-    pub(super) pg_ctl: &'a Path,
+    /// Whose database it is.
+    pub(super) recoverer: Recoverer,
+    /// Directory of its programs.
+    pub(super) bindir: &'a Path,
     /// Its files.
     pub(super) places: &'a Places,
     /// Settings the source was started with.
@@ -254,29 +274,39 @@ impl Standalone<'_> {
     /// All settings it is started with.
     pub(super) fn settings(&self) -> Vec<Setting> {
         let mut all: Vec<Setting> = self.source.to_vec();
-        all.extend(self.places.settings());
+        match self.recoverer {
+            Recoverer::PostgreSql(_) => all.extend(self.places.settings()),
+            Recoverer::OpenGauss => all.extend(self.places.elsewhere()),
+        }
         all.push(setting("port", self.port.to_string()));
         if let Some(directory) = self.socket_directory {
             let directory = directory.to_string_lossy().into_owned();
-            all.retain(|(name, _)| name != "unix_socket_directories");
-            all.push(setting("unix_socket_directories", directory));
+            let name = self.recoverer.socket_setting();
+            all.retain(|(set, _)| set != name);
+            all.push(setting(name, directory));
         }
         all
     }
 
     /// The command as argv.
     pub(super) fn argv(&self) -> Vec<String> {
-        // pg_ctl puts the text behind -o into a command line of `sh`.
+        // pg_ctl and gs_ctl put the text behind -o into a command line of `sh`.
         let options: Vec<String> = self
             .settings()
             .iter()
             .map(|(name, value)| format!("-c {}", shell_word(&format!("{name}={value}"))))
             .collect();
         let path = |path: &Path| path.to_string_lossy().into_owned();
+        // gs_ctl waits for the port that postgresql.conf has, and succeeds and fails by other rules than this server's: whether
+        // it runs is for us to see.
+        let wait = match self.recoverer {
+            Recoverer::PostgreSql(_) => "-w",
+            Recoverer::OpenGauss => "-W",
+        };
         vec![
-            path(self.pg_ctl),
+            path(&self.bindir.join(self.recoverer.control_program())),
             "start".to_owned(),
-            "-w".to_owned(),
+            wait.to_owned(),
             "-D".to_owned(),
             path(&self.places.data),
             "-l".to_owned(),
@@ -385,7 +415,8 @@ mod tests {
         places.data = "/r/it's a node".into();
         let source = [setting("unix_socket_directories", "/gone")];
         let standalone = Standalone {
-            pg_ctl: Path::new("/usr/lib/postgresql/15/bin/pg_ctl"),
+            recoverer: Recoverer::PostgreSql(15),
+            bindir: Path::new("/usr/lib/postgresql/15/bin"),
             places: &places,
             source: &source,
             port: 5444,

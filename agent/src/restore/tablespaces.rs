@@ -2,13 +2,15 @@
 //! keep the literal path that their WAL record has, and that is looked at before any server is started.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use agent_api::{ApiError, ErrorKind};
 use catalog::model::NodeBackup;
 
-use super::files::is_absent_or_empty;
-use super::live::Live;
+use super::files::{is_absent_or_empty, remove_file, sync};
+use super::live::{Live, read_links};
 use super::workspace::MARKER;
 use crate::config::Config;
 
@@ -70,6 +72,21 @@ fn map_lines(text: &str) -> Vec<&str> {
     lines.push(&text[begin..]);
     lines.retain(|line| !line.trim().is_empty());
     lines
+}
+
+/// Turns the links to openGauss's tablespaces within the data directory (`pg_location`), which are absolute, from `data`
+/// to where it is moved, `home`. May be done again.
+pub(super) fn lead_home(data: &Path, home: &Path) -> io::Result<()> {
+    let links = data.join("pg_tblspc");
+    for (name, to) in read_links(data)? {
+        if let Ok(below) = to.strip_prefix(data) {
+            let new = links.join(format!("{name}.gs_pitr-new"));
+            remove_file(&new)?;
+            symlink(home.join(below), &new)?;
+            std::fs::rename(&new, links.join(name))?;
+        }
+    }
+    sync(&links)
 }
 
 /// A tablespace that the WAL up to the point creates.
@@ -173,6 +190,23 @@ mod tests {
             ["16385 /a b", "16386 /odd\\\nname", "16387 /c"]
         );
         assert!(map_lines("").is_empty());
+    }
+
+    #[test]
+    fn links_into_the_data_directory_go_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (data, home) = (root.path().join("work/data"), root.path().join("node"));
+        let links = data.join("pg_tblspc");
+        std::fs::create_dir_all(&links).unwrap();
+        symlink(data.join("pg_location/a"), links.join("16385")).unwrap();
+        symlink("/elsewhere", links.join("16386")).unwrap();
+        for _ in 0..2 {
+            lead_home(&data, &home).unwrap();
+            let found = read_links(&data).unwrap();
+            assert_eq!(found["16385"], home.join("pg_location/a"));
+            assert_eq!(found["16386"], Path::new("/elsewhere"));
+            assert_eq!(found.len(), 2);
+        }
     }
 
     #[test]

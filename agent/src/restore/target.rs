@@ -14,6 +14,7 @@ use super::files::{entries, is_absent_or_empty, is_mount_point, tree_bytes};
 use super::inspect::{free_bytes, real_target, room};
 use super::journal::Places;
 use super::live::Live;
+use super::recoverer::Recoverer;
 use super::scan::KEPT;
 use super::walserve::Needed;
 use crate::config::Config;
@@ -23,8 +24,6 @@ use crate::facts;
 const MARGIN: u64 = 64 << 20;
 /// WAL segments that a recovery keeps in `pg_wal` between two restart points, and those in the spool.
 const SEGMENTS_KEPT: u64 = 8;
-/// Oldest major that has `recovery.signal`.
-const OLDEST_MAJOR: u32 = 12;
 
 /// A restore that can be done.
 #[derive(Debug, Clone)]
@@ -35,24 +34,26 @@ pub(super) struct Plan {
     pub(super) mount: bool,
     /// The database that is there.
     pub(super) live: Option<Live>,
-    /// Major version.
-    pub(super) major: u32,
+    /// Whose database it is.
+    pub(super) recoverer: Recoverer,
     /// Directory of its programs.
     pub(super) bindir: PathBuf,
     /// Size of WAL segments.
     pub(super) segment_size: SegmentSize,
     /// Where replay begins.
     pub(super) start: Lsn,
-    /// Where it ends.
+    /// Where the point's record ends.
     pub(super) end: Lsn,
+    /// Where recovery ends, and the restored database goes on.
+    pub(super) fork: Lsn,
     /// The WAL it needs.
     pub(super) needed: Needed,
 }
 
 impl Plan {
-    /// Name of this version's directory in a tablespace.
-    pub(super) fn version_directory(&self, spec: &RestoreSpec) -> String {
-        format!("PG_{}_{}", self.major, spec.node.catalog_version)
+    /// The server's program.
+    pub(super) fn server(&self) -> PathBuf {
+        self.bindir.join(self.recoverer.server())
     }
 }
 
@@ -68,11 +69,12 @@ pub(super) async fn check(
     begun: bool,
 ) -> Result<Plan, ApiError> {
     let (segment_size, start, end, needed) = positions(spec)?;
-    let major = spec.node.server_version_num / 10_000;
-    let bindir = programs(config, major).await?;
+    let recoverer = Recoverer::of(&spec.node)?;
+    let fork = recoverer.fork(spec, end)?;
+    let bindir = programs(config, recoverer).await?;
     let mut live = None;
     if !begun {
-        live = check_place(&target, mount, spec, major).await?;
+        live = check_place(&target, mount, spec, recoverer).await?;
         let segments = (needed.last.number + 1).saturating_sub(needed.first.number);
         let wal = segments.saturating_mul(segment_size.bytes());
         check_space(&target, mount, spec, wal)?;
@@ -84,11 +86,12 @@ pub(super) async fn check(
         target,
         mount,
         live,
-        major,
+        recoverer,
         bindir,
         segment_size,
         start,
         end,
+        fork,
         needed,
     })
 }
@@ -101,7 +104,7 @@ pub(super) fn path(config: &Config, spec: &RestoreSpec) -> Result<(PathBuf, bool
     if rustix::process::geteuid().is_root() {
         return Err(ApiError::new(
             ErrorKind::Usage,
-            "the agent runs as root, and PostgreSQL refuses to",
+            "the agent runs as root, and database servers refuse to",
         )
         .next("run pitr-agent as the OS user that shall own the restored database"));
     }
@@ -186,7 +189,7 @@ async fn check_place(
     target: &Path,
     mount: bool,
     spec: &RestoreSpec,
-    major: u32,
+    recoverer: Recoverer,
 ) -> Result<Option<Live>, ApiError> {
     let parent = target.parent().unwrap_or(Path::new("/"));
     if !fs::metadata(parent)
@@ -226,10 +229,10 @@ async fn check_place(
         );
         return Err(refuse(target, why).next("check which agent and which directory is meant"));
     }
-    if live.major != major {
+    if live.major != recoverer.major() {
         let why = format!(
-            "has a database of PostgreSQL {}, the copy is one of {major}",
-            live.major
+            "has a database of {}, the copy is one of {recoverer}",
+            Recoverer::of_major(live.major)
         );
         return Err(refuse(target, why));
     }
@@ -291,11 +294,13 @@ fn check_space(
         .wal_segment_size
         .saturating_mul(SEGMENTS_KEPT)
         .saturating_add(KEPT.min(all_wal));
-    let needed = spec
+    // An increment has its own pages only: all of its largest ancestor may be there beside them.
+    let ancestors = spec.chain.iter().map(|link| link.node.plain_bytes);
+    let files = spec
         .node
         .plain_bytes
-        .saturating_add(wal)
-        .saturating_add(MARGIN);
+        .saturating_add(ancestors.max().unwrap_or(0));
+    let needed = files.saturating_add(wal).saturating_add(MARGIN);
     if free < needed && matches!(spec.place, Place::InPlace { .. }) {
         // What is there is removed first.
         free = free.saturating_add(tree_bytes(target).map_err(|error| local(target, &error))?);
@@ -310,40 +315,37 @@ fn check_space(
             "has {} MiB of room, {} MiB are needed ({} of them for WAL and as a margin)",
             free >> 20,
             mib(needed),
-            mib(needed - spec.node.plain_bytes)
+            mib(needed - files)
         ),
     )
     .next("make room, or choose another --target-dir"))
 }
 
-async fn programs(config: &Config, major: u32) -> Result<PathBuf, ApiError> {
-    if major < OLDEST_MAJOR {
-        return Err(ApiError::new(
-            ErrorKind::Incompatible,
-            format!(
-                "the copy is one of PostgreSQL {major}; {OLDEST_MAJOR} and later can be restored"
-            ),
-        ));
-    }
+async fn programs(config: &Config, recoverer: Recoverer) -> Result<PathBuf, ApiError> {
     let mut found = facts::installed(config).await;
-    if let Some(bindir) = found.remove(&major) {
+    if let Some(bindir) = found.remove(&recoverer.major()) {
         return Ok(bindir);
     }
     let there = if found.is_empty() {
-        "no PostgreSQL was found".to_owned()
+        "no database server was found".to_owned()
     } else {
         let all: Vec<String> = found
             .iter()
-            .map(|(major, bindir)| format!("{major} in {}", bindir.display()))
+            .map(|(major, bindir)| {
+                format!("{} in {}", Recoverer::of_major(*major), bindir.display())
+            })
             .collect();
         format!("found: {}", all.join(", "))
     };
+    let how = match recoverer {
+        Recoverer::PostgreSql(major) => format!(" (Debian: apt-get install postgresql-{major})"),
+        Recoverer::OpenGauss => String::new(),
+    };
     Err(ApiError::new(
         ErrorKind::Incompatible,
-        format!("the copy is one of PostgreSQL {major}, which is not installed on this host ({there})"),
+        format!("the copy is one of {recoverer}, which is not installed on this host ({there})"),
     )
     .next(format!(
-        "install the server programs of PostgreSQL {major} (Debian: apt-get install postgresql-{major}), or \
-         tell the agent where they are: --pg-bindir DIR"
+        "install the server programs of {recoverer}{how}, or tell the agent where they are: --pg-bindir DIR"
     )))
 }

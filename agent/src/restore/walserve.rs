@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::errors::cancelled;
 use crate::walget::{Answer, LINE_MAX, WalFile, parse_request};
 
 /// Most segments fetched ahead.
@@ -165,6 +166,32 @@ impl<S: WalSource> WalServer<S> {
             error.message = format!("WAL file {}: {}", file.name(), error.message);
             error
         })
+    }
+
+    /// The first segment that recovery needs, in the spool.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub(super) async fn first(&self) -> Result<Spooled, ApiError> {
+        let needed = &self.shared.needed;
+        let file = WalFile::Segment(needed.first.format(needed.size));
+        let answer = tokio::select! {
+            () = self.shared.cancel.cancelled() => return Err(cancelled()),
+            fetched = self.shared.get(&file) => self.shared.answer(&file, fetched),
+        };
+        if let Answer::Found { path, size } = answer {
+            return Ok(Spooled { path, size });
+        }
+        Err(self.failure().unwrap_or_else(|| {
+            let message = format!("WAL file {} is not there", file.name());
+            ApiError::new(ErrorKind::Damaged, message)
+        }))
+    }
+
+    /// Name of the first segment that recovery needs.
+    pub(super) fn first_name(&self) -> String {
+        let needed = &self.shared.needed;
+        needed.first.format(needed.size)
     }
 
     /// Stops serving and fetching, and waits until nothing touches the spool any more.

@@ -26,6 +26,8 @@ use super::files::{
 };
 use super::journal::{Journal, Literal, Places, Stage};
 use super::process;
+use super::recoverer::Recoverer;
+use crate::facts;
 
 /// File that marks a directory outside the workspace as a running restore's.
 pub(super) const MARKER: &str = ".gs_pitr-restore";
@@ -162,8 +164,12 @@ impl Workspace {
         for path in [&places.data, &places.spool] {
             directory(path).map_err(at(path))?;
         }
-        // Nobody comes in, whoever can open the socket.
-        private_file(&places.hba, "local all all reject\n").map_err(at(&places.hba))?;
+        // A copy of a server that is not known is not started.
+        let hba = Recoverer::of(&spec.node).map_or_else(
+            |_| "local all all reject\n".to_owned(),
+            |recoverer| recoverer.private_hba(&facts::os_user()),
+        );
+        private_file(&places.hba, &hba).map_err(at(&places.hba))?;
         private_file(&places.ident, "").map_err(at(&places.ident))?;
         self.make_run()
     }

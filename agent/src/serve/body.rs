@@ -92,7 +92,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// The operation named in the path.
+/// The operation or watchdog named in the path.
 #[derive(Debug)]
 pub(super) struct Id(pub(super) Uuid);
 
@@ -102,6 +102,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let path = Path::<Uuid>::from_request_parts(parts, state).await;
         path.map(|Path(id)| Self(id))
-            .map_err(|error| usage(format!("operation id: {error}")))
+            .map_err(|error| usage(format!("operation id or watchdog id: {error}")))
     }
 }

@@ -7,8 +7,8 @@ use agent_api::identity::OPERATOR_URI;
 use agent_api::{
     API_VERSION, ApiError, Bandwidth, CheckReport, CheckRequest, DiscardRequest, Discarded,
     ErrorKind, Health, MarkRequest, MarkResult, NodeFacts, ObserveRequest, Observed, OpenRequest,
-    OperationStatus, RaceRequest, RaceResult, RestoresHere, StartOperation, TargetFacts,
-    TargetRequest,
+    OperationStatus, RaceRequest, RaceResult, RestoresHere, StartOperation, StartWal, TargetFacts,
+    TargetRequest, WalStatus,
 };
 use axum::extract::{Request, State};
 use axum::http::{Uri, header};
@@ -20,12 +20,13 @@ use jiff::Timestamp;
 
 use crate::check::Checker;
 use crate::config::Config;
-use crate::engine::direct;
+use crate::engine::slot;
 use crate::facts;
 use crate::operation::table::OperationTable;
 use crate::restore;
 use crate::serve::body::{Body, Id, Refusal, usage};
-use crate::serve::stream;
+use crate::serve::{stream, watchdogs};
+use crate::watchdog::Watchdogs;
 
 #[derive(Clone)]
 struct App {
@@ -37,7 +38,12 @@ struct App {
 type Answer<T> = Result<Json<T>, Refusal>;
 
 /// The API. Without TLS (`secure` is false) only programs of this host are served, not web pages.
-pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: bool) -> Router {
+pub(super) fn router(
+    config: &Arc<Config>,
+    operations: &OperationTable,
+    watchdogs: &Watchdogs,
+    secure: bool,
+) -> Router {
     let app = App {
         config: Arc::clone(config),
         operations: operations.clone(),
@@ -53,6 +59,7 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
         .route("/v1/operations/{id}/events", get(events))
         .route("/v1/operations/{id}/observe", post(observe))
         .route("/v1/operations/{id}/mark", post(mark))
+        .route("/v1/operations/{id}/flush", post(flush))
         .route("/v1/operations/{id}/ship", post(ship))
         .route("/v1/operations/{id}/release", post(release))
         .route("/v1/operations/{id}/promote", post(promote))
@@ -62,6 +69,8 @@ pub(super) fn router(config: &Arc<Config>, operations: &OperationTable, secure: 
         .route("/v1/target", post(target))
         .route("/v1/restores", get(restores))
         .route("/v1/discard", post(discard))
+        .merge(watchdogs::routes(watchdogs.clone()))
+        .route("/v1/wal", get(wal).put(start_wal).delete(stop_wal))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app);
@@ -140,7 +149,8 @@ fn checker(app: &App) -> Checker {
     Checker {
         config: Arc::clone(&app.config),
         slots_in_use: running
-            .map(|operation| direct::slot::name_of(operation.operation))
+            .map(|operation| slot::name_of(operation.operation))
+            .chain(app.operations.wal().status().slot)
             .collect(),
     }
 }
@@ -200,6 +210,16 @@ async fn mark(
     Body(request): Body<MarkRequest>,
 ) -> Answer<MarkResult> {
     Ok(Json(app.operations.get(id)?.mark(request).await?))
+}
+
+async fn flush(
+    State(app): State<App>,
+    Id(id): Id,
+    Body(request): Body<MarkRequest>,
+) -> Answer<OperationStatus> {
+    let operation = app.operations.get(id)?;
+    operation.flush(request).await?;
+    Ok(Json(operation.status()))
 }
 
 async fn ship(State(app): State<App>, Id(id): Id, Body(()): Body<()>) -> Answer<OperationStatus> {
@@ -267,6 +287,18 @@ async fn restores(State(app): State<App>) -> Answer<RestoresHere> {
 
 async fn discard(State(app): State<App>, Body(request): Body<DiscardRequest>) -> Answer<Discarded> {
     Ok(Json(restore::discard(&app.config, request.restore).await?))
+}
+
+async fn wal(State(app): State<App>) -> Json<WalStatus> {
+    Json(app.operations.wal().status())
+}
+
+async fn start_wal(State(app): State<App>, Body(order): Body<StartWal>) -> Answer<WalStatus> {
+    Ok(Json(app.operations.wal().start(order).await?))
+}
+
+async fn stop_wal(State(app): State<App>) -> Answer<WalStatus> {
+    Ok(Json(app.operations.wal().stop().await?))
 }
 
 async fn cancel(State(app): State<App>, Id(id): Id, Body(()): Body<()>) -> Answer<OperationStatus> {

@@ -64,7 +64,7 @@ impl HoldLimit {
         }
         let mib = |bytes: u64| bytes >> 20;
         let message = format!(
-            "the bucket takes WAL more slowly than the database writes it: {} MiB are held back for this backup, \
+            "the bucket takes WAL more slowly than the database writes it: {} MiB are held back, \
              {} MiB of {} MiB are free on the file system of pg_wal, at most {} MiB may be held; the hold was let go so \
              that the database keeps running",
             mib(held),

@@ -99,6 +99,11 @@ impl Node {
                 level: 1,
                 label: None,
                 fast_checkpoint: true,
+                engine: catalog::model::Engine::Direct,
+                mode: catalog::model::BackupMode::Full,
+                chain: Vec::new(),
+                wal: agent_api::WalMode::Backup,
+                pace: agent_api::Pace::Full,
             }),
             bandwidth: None,
         }

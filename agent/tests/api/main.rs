@@ -5,6 +5,7 @@
 mod backup;
 mod certs;
 mod process;
+mod watchdog;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -438,5 +439,11 @@ fn help_has_examples_and_subcommands_print() {
         wal_get.status.code(),
         Some(255),
         "a server takes 1 to 125 for the end of WAL"
+    );
+    let wal_put = run(&["wal-put", "--nonsense"]);
+    assert_eq!(
+        wal_put.status.code(),
+        Some(2),
+        "a wrong archive_command must not look like a file that may go"
     );
 }

@@ -15,10 +15,12 @@ use pipeline::meter::Meter;
 use pipeline::store::ObjectStore;
 use pipeline::throttle::Throttle;
 use pitr_agent::config::Config;
-use pitr_agent::engine::direct;
+use pitr_agent::engine::{self, slot};
 use pitr_agent::facts::machine_id;
 use pitr_agent::operation::log::OperationLog;
 use pitr_agent::operation::{BackupCommand, OperationContext, Reporter};
+use pitr_agent::wal::gate::ArchiveGate;
+use pitr_agent::wal::service::WalService;
 use support::load::{self, Load};
 use support::memory_store::MemoryStore;
 use support::os::Scratch;
@@ -83,8 +85,14 @@ fn begin(
         level: 1,
         label: Some("a test\nSTART WAL LOCATION: 0/0".into()),
         fast_checkpoint: true,
+        engine: catalog::model::Engine::Direct,
+        mode: catalog::model::BackupMode::Full,
+        chain: Vec::new(),
+        wal: agent_api::WalMode::Backup,
+        pace: agent_api::Pace::Full,
     };
     let cx = OperationContext {
+        gate: ArchiveGate::default(),
         id,
         cancel: cancel.clone(),
         store: Arc::clone(&store) as Arc<dyn ObjectStore>,
@@ -93,9 +101,10 @@ fn begin(
         meter,
         report: Reporter::new(Arc::clone(&log)),
         config: Arc::new(config),
+        wal: WalService::none(),
         repository: None,
     };
-    let task = tokio::spawn(direct::run(cx, spec.clone(), received));
+    let task = tokio::spawn(engine::run(cx, spec.clone(), received));
     Backup {
         store,
         log,
@@ -129,6 +138,16 @@ impl Backup {
             .send(BackupCommand::Mark(request, reply))
             .await;
         sent.unwrap();
+        answer.await.unwrap()
+    }
+
+    async fn flush(&self, name: &str) -> Result<(), ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let request = MarkRequest {
+            restore_point: name.into(),
+        };
+        let command = BackupCommand::Flush(request, reply);
+        self.commands.send(command).await.unwrap();
         answer.await.unwrap()
     }
 
@@ -349,8 +368,14 @@ async fn a_restart_of_the_database_after_the_copy_is_lived_through() {
     backup.mark("before").await.unwrap();
     assert_eq!(backup.mark("before").await.unwrap().restore_point, "before");
     source.stop("immediate");
+    // Whether it was written before the crash is not known, so it is none, before the restart and after it.
+    assert!(backup.flush("before").await.unwrap_err().passing);
     source.start();
+    assert!(backup.flush("before").await.unwrap_err().passing);
     backup.mark("after").await.unwrap();
+    let error = backup.flush("before").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    backup.flush("after").await.unwrap();
     let error = backup.mark("before").await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Conflict);
     terminate(&source, "gs_pitr WAL").await;
@@ -440,7 +465,7 @@ async fn what_a_killed_agent_left_is_swept() {
         source.execute(&sql).await;
     }
     let config = config(&source);
-    let swept = direct::sweep(&config).await.unwrap();
+    let swept = slot::sweep(&config, &WalService::none()).await.unwrap();
     assert_eq!(swept.dropped, ["gs_pitr_0123abcd"]);
     let sql = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots";
     let left = source.query_one("postgres", sql).await;
@@ -455,7 +480,7 @@ async fn the_slot_of_a_backup_under_way_is_not_swept() {
     let backup = start(&source, None).await;
     backup.reach(Phase::Copied).await;
     let config = config(&source);
-    let swept = direct::sweep(&config).await.unwrap();
+    let swept = slot::sweep(&config, &WalService::none()).await.unwrap();
     assert_eq!(
         (swept.dropped.len(), swept.in_use.len()),
         (0, 1),
@@ -468,8 +493,8 @@ async fn the_slot_of_a_backup_under_way_is_not_swept() {
     backup.release().await.unwrap();
     assert_nothing_left(&source, &store).await;
     assert_eq!(
-        direct::sweep(&config).await.unwrap(),
-        direct::Swept::default()
+        slot::sweep(&config, &WalService::none()).await.unwrap(),
+        slot::Swept::default()
     );
 }
 

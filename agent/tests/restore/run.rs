@@ -16,6 +16,8 @@ use pitr_agent::config::Config;
 use pitr_agent::operation::log::OperationLog;
 use pitr_agent::operation::{OperationContext, Reporter, RestoreCommand};
 use pitr_agent::restore;
+use pitr_agent::wal::gate::ArchiveGate;
+use pitr_agent::wal::service::WalService;
 use support::memory_store::MemoryStore;
 use support::os::{self, Scratch};
 use tokio::sync::{mpsc, oneshot};
@@ -134,6 +136,7 @@ impl Run {
         let shared = Arc::clone(store);
         let store: Arc<dyn ObjectStore> = Arc::<MemoryStore>::clone(store);
         let cx = OperationContext {
+            gate: ArchiveGate::default(),
             id,
             cancel: cancel.clone(),
             store,
@@ -142,6 +145,7 @@ impl Run {
             meter,
             report: Reporter::new(Arc::clone(&log)),
             config: Arc::new(config),
+            wal: WalService::none(),
             repository: None,
         };
         let (commands, receiver) = mpsc::channel(1);

@@ -42,23 +42,23 @@ impl UploadJournal for NoJournal {
 /// A node in a repository in memory.
 pub(crate) struct Source {
     pub(crate) store: Arc<MemoryStore>,
-    uploader: Uploader,
-    backup: BackupId,
-    node: Uuid,
+    pub(crate) uploader: Uploader,
+    pub(crate) backup: BackupId,
+    pub(crate) node: Uuid,
     epoch: EpochId,
-    control: ControlFile,
+    pub(crate) control: ControlFile,
     major: u32,
 }
 
 /// A copy whose WAL and point are still to come.
 pub(crate) struct Copy {
-    tablespaces: Vec<Tablespace>,
-    attachments: Vec<Attachment>,
-    packs: Vec<PackInfo>,
-    index: IndexInfo,
-    plain_bytes: u64,
-    start: Lsn,
-    stop: Value,
+    pub(crate) tablespaces: Vec<Tablespace>,
+    pub(crate) attachments: Vec<Attachment>,
+    pub(crate) packs: Vec<PackInfo>,
+    pub(crate) index: IndexInfo,
+    pub(crate) plain_bytes: u64,
+    pub(crate) start: Lsn,
+    pub(crate) stop: Value,
 }
 
 impl Source {
@@ -230,7 +230,7 @@ impl Source {
         let end: Lsn = end.parse().unwrap();
         // More of it than the point needs, so that a recovery that does not stop is found out.
         cluster
-            .execute("CREATE TABLE after_the_point (i int)")
+            .execute("CREATE TABLE IF NOT EXISTS after_the_point (i int)")
             .await;
         query_one(&session, "SELECT pg_switch_wal()").await;
         cluster
@@ -291,6 +291,7 @@ impl Source {
             plain_bytes: copy.plain_bytes,
             stored_bytes: 0,
             corrupt_pages: Vec::new(),
+            probackup: None,
             extra: serde_json::Map::new(),
         };
         let point = NodePoint {
@@ -308,6 +309,7 @@ impl Source {
         RestoreSpec {
             backup_id: self.backup.clone(),
             node,
+            chain: Vec::new(),
             point,
             restore: uuid::Uuid::now_v7(),
             nodes: vec![self.node],
@@ -320,7 +322,7 @@ impl Source {
         }
     }
 
-    async fn put_wal(&self, cluster: &Cluster, name: &str) {
+    pub(crate) async fn put_wal(&self, cluster: &Cluster, name: &str) {
         let path: PathBuf = cluster.data_directory().join("pg_wal").join(name);
         let plain = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         wal::put_segment(&self.uploader, &self.wal_file(name), 1, plain.as_slice())
@@ -383,7 +385,7 @@ fn walk(
     }
 }
 
-fn file(
+pub(crate) fn file(
     at: &Path,
     path: &str,
     packer: &mut FilePacker,

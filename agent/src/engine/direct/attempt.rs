@@ -1,4 +1,4 @@
-//! From backup start to backup stop: the copy, whole in the bucket.
+//! From backup start to backup stop: the direct engine's copy, whole in the bucket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,44 +10,20 @@ use catalog::keys;
 use catalog::model::Tablespace;
 use jiff::Timestamp;
 use pipeline::index::IndexBuilder;
-use pipeline::pack::{PACK_SIZE, PackOptions, PackSet};
-use pipeline::upload::Uploader;
-use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, Copied, CopyJob};
-use super::manifest::CopyInBucket;
-use super::node::Node;
-use super::slot::Slot;
 use super::walk::{Source, TablespaceList};
 use crate::database::connect_options;
+use crate::engine::attempt::{Attempt, LANES, cancelled, void};
 use crate::engine::errors;
-use crate::operation::OperationContext;
-use crate::wal::hold::HoldLimit;
-use crate::wal::ship::{Shipper, Shipping};
+use crate::engine::manifest::CopyInBucket;
+use crate::engine::node::Node;
+use crate::wal::ship::Shipper;
 
-/// More lanes than this gain nothing: the store is the limit then.
-const LANES: u32 = 4;
 /// A checkpoint that does not hurry takes up to `checkpoint_timeout`, which is at most a day.
 const CHECKPOINT_DEADLINE: Duration = Duration::from_hours(25);
 /// How long threads that were cancelled may take to notice.
 const THREADS_GRACE: Duration = Duration::from_secs(30);
-
-/// What an attempt has to work with.
-#[derive(Debug)]
-pub struct Attempt<'a> {
-    /// The operation.
-    pub cx: &'a OperationContext,
-    /// What it was asked.
-    pub spec: &'a BackupSpec,
-    /// The node.
-    pub node: &'a Node,
-    /// Name of the slot that holds its WAL.
-    pub slot: &'a str,
-    /// The way into the bucket.
-    pub uploader: &'a Uploader,
-    /// Ends this attempt and everything in it.
-    pub work: &'a CancellationToken,
-}
 
 /// A backup that was started: it lives as long as its session.
 #[derive(Debug)]
@@ -59,14 +35,22 @@ pub struct Started {
     source: Source,
 }
 
+impl Started {
+    /// The first WAL segment that the copy needs.
+    #[must_use]
+    pub fn first_segment(&self, node: &Node) -> SegmentName {
+        SegmentName::of_lsn(self.timeline, self.start, node.segment_size())
+    }
+}
+
 impl Attempt<'_> {
-    /// Starts the backup (steps 2 and 3). The slot must be there.
+    /// Starts the backup (steps 2 and 3). WAL must be held.
     ///
     /// # Errors
-    /// Of the database; if the slot does not reach back to the start.
-    pub async fn start(&self, slot: &Slot) -> Result<Started, ApiError> {
+    /// Of the database; if the hold does not reach back to the start.
+    pub async fn start(&self) -> Result<Started, ApiError> {
         let node = self.node;
-        let restart = slot.restart_lsn(&node.sql).await?;
+        let restart = self.hold.kept_from(&node.sql).await?;
         let options = connect_options(&self.cx.config, "gs_pitr backup")?;
         let sql = NodeConnection::connect(&options, self.work.clone())
             .await
@@ -83,8 +67,8 @@ impl Attempt<'_> {
             .map_err(errors::sql)?;
         if restart > start {
             let message = format!(
-                "the slot `{}` holds WAL from {restart} only, the backup starts at {start}",
-                self.slot
+                "{} holds WAL from {restart} only, the backup starts at {start}",
+                self.hold
             );
             return Err(void(message));
         }
@@ -113,33 +97,6 @@ impl Attempt<'_> {
         });
     }
 
-    /// Ships WAL from the backup's start on.
-    #[must_use]
-    pub fn ship(&self, started: &Started) -> Shipper {
-        let node = self.node;
-        let segment_size = node.segment_size();
-        let shipping = Shipping {
-            sql: node.sql.clone(),
-            options: node.options.clone(),
-            slot: self.slot.to_owned(),
-            pgdata: node.pgdata.clone(),
-            system_identifier: node.control.system_identifier,
-            segment_size,
-            first: SegmentName::of_lsn(started.timeline, started.start, segment_size),
-            node: self.spec.node_id,
-            epoch: self.spec.epoch.clone(),
-            uploader: self.uploader.clone(),
-            level: self.spec.level,
-            budget: self.cx.budget.clone(),
-            hold: HoldLimit {
-                limit: self.cx.config.wal_hold,
-                segment_size: segment_size.bytes(),
-            },
-            report: self.cx.report.clone(),
-        };
-        Shipper::start(shipping, self.work)
-    }
-
     /// Copies, stops the backup, and finishes packs and index (steps 4 to 10).
     ///
     /// # Errors
@@ -151,7 +108,7 @@ impl Attempt<'_> {
     ) -> Result<CopyInBucket, ApiError> {
         self.cx.report.phase(Phase::Copying);
         let index = Arc::new(IndexBuilder::new());
-        let (packs, lanes) = self.packs()?;
+        let (packs, lanes) = self.packs(LANES).await?;
         let job = CopyJob {
             source: started.source.clone(),
             attachments: self.node.attachments.clone(),
@@ -159,6 +116,7 @@ impl Attempt<'_> {
             segment_blocks: self.node.control.relation_segment_blocks,
             index: Arc::clone(&index),
             report: self.cx.report.clone(),
+            gentle: self.spec.pace.is_gentle(),
             cancel: self.work.child_token(),
         };
         let mut answer = copy::start(job, lanes).map_err(errors::internal)?;
@@ -188,7 +146,7 @@ impl Attempt<'_> {
             let packs = packs.finish().await.map_err(errors::pipeline)?;
             let key = keys::index(&self.spec.backup_id, self.spec.node_id, self.spec.attempt);
             let index = index.write(self.uploader, key).await;
-            Ok((packs, index.map_err(errors::pipeline)?))
+            Ok::<_, ApiError>((packs, index.map_err(errors::pipeline)?))
         };
         let (packs, index) = tokio::select! {
             biased;
@@ -209,32 +167,17 @@ impl Attempt<'_> {
             plain_bytes: copied.plain_bytes,
             corrupt_pages,
             links: copied.links,
+            probackup: None,
             packs,
             index,
         })
-    }
-
-    fn packs(&self) -> Result<(PackSet, Vec<pipeline::pack::Lane>), ApiError> {
-        let (backup, node, attempt) = (
-            self.spec.backup_id.clone(),
-            self.spec.node_id,
-            self.spec.attempt,
-        );
-        let key_of = Arc::new(move |number| keys::pack(&backup, node, attempt, number));
-        let lanes = self.spec.jobs.clamp(1, LANES);
-        let options = PackOptions {
-            lanes: lanes as usize,
-            level: self.spec.level,
-            pack_size: PACK_SIZE,
-        };
-        PackSet::new(self.uploader, key_of, options).map_err(errors::pipeline)
     }
 
     /// Waits for what makes it useless to go on.
     async fn spoiled(&self, backup: &NodeConnection, shipper: &Shipper) -> ApiError {
         tokio::select! {
             biased;
-            () = self.work.cancelled() => ApiError::new(ErrorKind::Cancelled, "cancelled"),
+            () = self.work.cancelled() => cancelled(),
             error = shipper.failed() => error,
             error = backup.wait_lost() => errors::sql(error),
         }
@@ -331,11 +274,4 @@ fn text(what: &str, bytes: Vec<u8>) -> Result<String, ApiError> {
         let message = format!("the server's {what} names a path that is not UTF-8");
         ApiError::new(ErrorKind::Database, message)
     })
-}
-
-/// An attempt that is worth nothing.
-pub(super) fn void(message: String) -> ApiError {
-    ApiError::new(ErrorKind::Database, message)
-        .next("start a new backup")
-        .passing()
 }

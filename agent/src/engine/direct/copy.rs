@@ -21,16 +21,18 @@ use pipeline::pack::{EntryKind, IndexEntry, Lane};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::control;
-use super::copy_error::CopyError;
 use super::pages::{BadPage, PageCheck};
-use super::walk::{CONTROL, Found, FoundFile, Source, walk};
+use super::walk::{Found, FoundFile, Source, walk};
+use crate::engine::control::{self, CONTROL};
+use crate::engine::copy_error::CopyError;
 use crate::operation::Reporter;
 
 /// Bytes of a file that one thread takes at a time.
 const CHUNK: u64 = 16 << 20;
 /// Bytes read by one system call; a whole number of pages.
 const BUFFER: usize = 1 << 20;
+/// Added to the nice value of the threads of a gentle copy.
+const NICE: i32 = 10;
 /// Names that wait for a thread.
 const QUEUE: usize = 64;
 /// Bad pages that are named; more are only counted.
@@ -51,6 +53,8 @@ pub struct CopyJob {
     pub index: Arc<IndexBuilder>,
     /// For warnings.
     pub report: Reporter,
+    /// Whether its threads come after others' that want the same core.
+    pub gentle: bool,
     /// Ends the copy; also fired by the first thread that fails, so it must be the copy's own.
     pub cancel: CancellationToken,
 }
@@ -104,11 +108,22 @@ pub fn start(
     thread::Builder::new()
         .name("gs-walk".into())
         .spawn(move || {
+            if job.gentle {
+                give_way();
+            }
             let result = copy(&job, lanes);
             // Nobody waits any more if the operation was dropped.
             let _ = answer.send(result);
         })?;
     Ok(answered)
+}
+
+/// Whoever else works on this machine comes first, the database above all. That is said for this thread (on Linux a nice value is a
+/// thread's), and those it starts have it from this one; the threads that answer the client while the cluster is locked keep theirs.
+fn give_way() {
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::warn!("the copy does not give way to the database: {error}");
+    }
 }
 
 /// Sums up the sizes of what a walk finds: what there is to do, as far as it can be known before.

@@ -13,7 +13,7 @@ use agent_wal::page::{self, Page};
 use agent_wal::{BLOCK_SIZE, Lsn};
 use tokio_util::sync::CancellationToken;
 
-use super::pause;
+use crate::engine::pace::pause;
 
 /// How often a bad page is read again, and how long we wait before.
 const TRIES: u32 = 5;

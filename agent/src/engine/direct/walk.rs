@@ -11,13 +11,10 @@ use std::path::{Path, PathBuf};
 
 use catalog::model::{Extra, Tablespace};
 
-use super::copy_error::CopyError;
 use super::exclude::{self, Fork, RelationFile};
-
-/// Directory of the index that configuration from outside the data directory goes to.
-pub const ATTACHMENTS: &str = "attachments";
-/// The control file, copied last and by itself.
-pub const CONTROL: &str = "global/pg_control";
+use crate::engine::attachments::ATTACHMENTS;
+use crate::engine::control::CONTROL;
+use crate::engine::copy_error::CopyError;
 
 /// What is walked.
 #[derive(Debug, Clone)]

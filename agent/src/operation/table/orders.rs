@@ -17,6 +17,9 @@ const ANSWER: Duration = Duration::from_mins(2);
 /// How long the end of an operation may take to show after its engine let go of a command.
 const END: Duration = Duration::from_secs(5);
 
+/// A restore point may be made, and the node looked at.
+const BEFORE_SHIP: [Phase; 3] = [Phase::Copied, Phase::Ready, Phase::Marked];
+
 /// Held by the command under way: there is one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
@@ -40,11 +43,28 @@ impl Operation {
             if let Some(known) = known.filter(|m| m.restore_point == request.restore_point) {
                 return Ok(known.clone());
             }
-            operation.expect_phase("mark", &[Phase::Copied, Phase::Marked])?;
+            operation.expect_phase("mark", &BEFORE_SHIP)?;
             let command = |answer| BackupCommand::Mark(request, answer);
             let result = operation.order("mark", &sender, command).await?;
             turn.marked = Some(result.clone());
             Ok(result)
+        })
+        .await
+    }
+
+    /// Waits until the last restore point is on disk, so that no crash of the database loses it.
+    ///
+    /// # Errors
+    /// As [`Self::mark`]. Whether the restore point is there is not known then: it is to be made under another name.
+    pub async fn flush(self: &Arc<Self>, request: MarkRequest) -> Result<(), ApiError> {
+        validate::restore_point(&request.restore_point)?;
+        let sender = self.backup_orders("flush")?;
+        let operation = Arc::clone(self);
+        detached(async move {
+            let _turn = operation.turn.lock().await;
+            operation.expect_phase("flush", &[Phase::Marked])?;
+            let command = |answer| BackupCommand::Flush(request, answer);
+            operation.order("flush", &sender, command).await
         })
         .await
     }
@@ -58,7 +78,7 @@ impl Operation {
         let operation = Arc::clone(self);
         detached(async move {
             let _turn = operation.turn.lock().await;
-            operation.expect_phase("observe", &[Phase::Copied, Phase::Marked])?;
+            operation.expect_phase("observe", &BEFORE_SHIP)?;
             let command = |answer| BackupCommand::Observe(look, answer);
             operation.order("observe", &sender, command).await
         })
@@ -83,7 +103,7 @@ impl Operation {
         .await
     }
 
-    /// Lets go of the WAL hold and ends the backup.
+    /// Lets go of the WAL hold, if there is one, and ends the backup or the point.
     ///
     /// # Errors
     /// As [`Self::mark`].
@@ -156,7 +176,7 @@ impl Operation {
     fn backup_orders(&self, name: &str) -> Result<mpsc::Sender<BackupCommand>, ApiError> {
         match &self.orders {
             Orders::Backup(sender) => Ok(sender.clone()),
-            Orders::Restore(_) => Err(wrong_kind(name, "backup")),
+            Orders::Restore(_) => Err(wrong_kind(name, "backup or a point")),
         }
     }
 

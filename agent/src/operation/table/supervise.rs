@@ -71,7 +71,7 @@ fn cancel_orphan(operation: &Operation, timeout: Duration) {
     }
     let message = format!(
         "cancelled as an orphan: it was {phase} and waited for its client, and nobody asked about it for \
-         {} s (--orphan-timeout)",
+         {} s (--orphan-timeout, of a point 30 s at most)",
         timeout.as_secs()
     );
     operation.cancel(ApiError::new(ErrorKind::Timeout, message).next("run the command again"));

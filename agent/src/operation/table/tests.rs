@@ -34,11 +34,21 @@ impl Engines for TestEngines {
         let marks = Arc::clone(&self.marks);
         Box::pin(async move {
             match act {
-                Act::Whole => whole(cx, commands, &marks).await,
+                Act::Whole => whole(cx, Phase::Copied, commands, &marks).await,
                 Act::Panic => panic!("at {}", cx.id),
                 Act::Fail => Err(ApiError::new(ErrorKind::Database, "no server").changed()),
             }
         })
+    }
+
+    fn point(
+        &self,
+        cx: OperationContext,
+        _: PointSpec,
+        commands: mpsc::Receiver<BackupCommand>,
+    ) -> BoxFuture<'static, Result<(), ApiError>> {
+        let marks = Arc::clone(&self.marks);
+        Box::pin(async move { whole(cx, Phase::Ready, commands, &marks).await })
     }
 
     fn restore(
@@ -56,10 +66,11 @@ impl Engines for TestEngines {
 
 async fn whole(
     cx: OperationContext,
+    ready: Phase,
     mut commands: mpsc::Receiver<BackupCommand>,
     marks: &AtomicUsize,
 ) -> Result<(), ApiError> {
-    cx.report.phase(Phase::Copied);
+    cx.report.phase(ready);
     loop {
         let command = tokio::select! {
             command = commands.recv() => command.unwrap(),
@@ -87,6 +98,9 @@ async fn whole(
                     made: jiff::Timestamp::now(),
                 };
                 let _ = answer.send(Ok(result));
+            }
+            BackupCommand::Flush(_, answer) => {
+                let _ = answer.send(Ok(()));
             }
             BackupCommand::Ship(answer) => {
                 cx.report.phase(Phase::Shipping);
@@ -129,6 +143,19 @@ pub(crate) fn backup(id: Uuid) -> StartOperation {
         "bandwidth": null
     });
     serde_json::from_value(json).unwrap()
+}
+
+fn point() -> StartOperation {
+    let spec = PointSpec {
+        node_id: Uuid::nil(),
+        epoch: catalog::ids::EpochId::generate(1),
+        copy: None,
+        marked: None,
+    };
+    StartOperation {
+        spec: OperationSpec::Point(spec),
+        ..backup(Uuid::now_v7())
+    }
 }
 
 async fn end(operation: &Operation) -> OperationStatus {
@@ -225,6 +252,29 @@ async fn the_same_request_finds_the_same_operation() {
 }
 
 #[tokio::test]
+async fn a_point_goes_beside_a_backup_and_is_alone_among_points() {
+    let table = table(Act::Whole);
+    let backup = table.start(backup(Uuid::now_v7())).unwrap();
+    let first = table.start(point()).unwrap();
+    reach(&first, Phase::Ready).await;
+    assert_eq!(first.status().kind, "point");
+    assert_eq!(first.status().backup_id, None);
+    let second = table.start(point()).unwrap_err();
+    assert_eq!(second.kind, ErrorKind::Conflict);
+    assert!(second.passing, "it is over soon");
+    let early = first.ship().await.unwrap_err();
+    assert_eq!(early.kind, ErrorKind::Conflict);
+    first.observe(Look::Holders).await.unwrap();
+    first.mark(mark("one")).await.unwrap();
+    first.ship().await.unwrap();
+    reach(&first, Phase::Shipped).await;
+    first.release().await.unwrap();
+    assert_eq!(end(&first).await.phase, Phase::Done);
+    table.start(point()).unwrap();
+    assert!(!backup.log().has_ended());
+}
+
+#[tokio::test]
 async fn a_panic_ends_the_operation_only() {
     let table = table(Act::Panic);
     let operation = table.start(backup(Uuid::now_v7())).unwrap();
@@ -316,4 +366,10 @@ fn a_target_inside_anothers_is_in_the_way() {
     };
     assert!(target("/a/b").overlaps(&target("/a")) && target("/a").overlaps(&target("/a/b")));
     assert!(!target("/a/b").overlaps(&target("/a/bc")) && !target("/a").overlaps(&Claim::Node));
+    let here = Claim::Target {
+        path: "/a".into(),
+        node: true,
+    };
+    assert!(here.overlaps(&Claim::Points) && Claim::Points.overlaps(&here));
+    assert!(!target("/a").overlaps(&Claim::Points));
 }

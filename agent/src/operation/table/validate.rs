@@ -30,6 +30,7 @@ pub(super) fn start(request: &StartOperation) -> Result<(), ApiError> {
             }
             Ok(())
         }
+        OperationSpec::Point(_) => Ok(()),
         OperationSpec::Restore(spec) => jobs(spec.jobs),
     }
 }
