@@ -6,7 +6,8 @@ use std::time::Duration;
 use agent_api::client::{AgentClient, ClientTls, EventStream, Transport};
 use agent_api::{
     ApiError, Discarded, ErrorKind, Look, MarkRequest, MarkResult, NodeFacts, Observed,
-    OpenRequest, OperationStatus, Phase, RestoresHere, StartOperation, TargetFacts,
+    OpenRequest, OperationStatus, Phase, RestoresHere, StartOperation, StartWal, TargetFacts,
+    WalStatus,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
@@ -252,6 +253,34 @@ impl Agent {
         self.patiently(self.patience, cancel, call).await
     }
 
+    /// What it ships all the time. An agent that knows nothing of the sort ships nothing.
+    pub(crate) async fn wal(&self, cancel: &CancellationToken) -> Result<WalStatus> {
+        let call = || self.client.wal();
+        let asked = self
+            .patiently(FIRST_CONTACT.min(self.patience), cancel, call)
+            .await;
+        match asked {
+            Err(failure) if failure.kind == ErrorKind::NotFound => Ok(WalStatus::off()),
+            asked => asked,
+        }
+    }
+
+    /// Has it ship WAL all the time; the same order again changes nothing.
+    pub(crate) async fn start_wal(
+        &self,
+        order: &StartWal,
+        cancel: &CancellationToken,
+    ) -> Result<WalStatus> {
+        let call = || self.client.start_wal(order);
+        self.patiently(self.patience, cancel, call).await
+    }
+
+    /// Has it stop that.
+    pub(crate) async fn stop_wal(&self, cancel: &CancellationToken) -> Result<WalStatus> {
+        let call = || self.client.stop_wal();
+        self.patiently(self.patience, cancel, call).await
+    }
+
     /// Events of an operation after number `after`.
     pub(crate) async fn events(&self, operation: Uuid, after: u64) -> Result<Events> {
         Ok(self.client.events(operation, after).await?)
@@ -269,6 +298,15 @@ impl Agent {
         request: &MarkRequest,
     ) -> Result<MarkResult, ApiError> {
         self.client.mark(operation, request).await
+    }
+
+    /// Waits until the last restore point is on disk, for a caller with a deadline of its own.
+    pub(crate) async fn flush(
+        &self,
+        operation: Uuid,
+        request: &MarkRequest,
+    ) -> Result<(), ApiError> {
+        self.client.flush(operation, request).await.map(drop)
     }
 
     /// Makes a restore point. Never asked twice: a lost answer may hide a point of that name, and

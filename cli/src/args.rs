@@ -8,11 +8,15 @@ use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::delete::DeleteArgs;
 use crate::commands::man::ManArgs;
+use crate::commands::metadata::MetadataArgs;
 use crate::commands::operations::OperationsArgs;
+use crate::commands::point::PointCommand;
 use crate::commands::prune::PruneArgs;
 use crate::commands::restore::RestoreArgs;
 use crate::commands::show::ShowArgs;
+use crate::commands::unlock::UnlockArgs;
 use crate::commands::verify::VerifyArgs;
+use crate::commands::wal::WalCommand;
 use crate::exit;
 use crate::settings::GlobalArgs;
 
@@ -46,8 +50,14 @@ pub(crate) enum Command {
     #[command(after_long_help = exit::help("
         gs_pitr backup --nodes db1:18080,db2:18080
         gs_pitr backup --nodes db1:18080,db2:18080 -j 8 --label 'before the upgrade' --bandwidth 50MiB
+        GS_PITR_PROXY_PASSWORD=... gs_pitr backup --host proxy1 --username root
         gs_pitr backup --profile prod --output json"))]
     Backup(BackupArgs),
+    /// Make points to recover to without copying anything, or list them
+    #[command(subcommand, after_long_help = exit::help("
+        gs_pitr point create --nodes db1:18080,db2:18080 --every 5m
+        gs_pitr point list"))]
+    Point(PointCommand),
     /// List the backups, or one in detail
     #[command(after_long_help = exit::help("
         gs_pitr show
@@ -55,9 +65,11 @@ pub(crate) enum Command {
         gs_pitr show --output json
         gs_pitr show --from-mirror"))]
     Show(ShowArgs),
-    /// Bring all nodes of a backup back, where they live or in fresh directories, recovered to its point
+    /// Bring all nodes of a backup back, where they live or in fresh directories, recovered to a point
     #[command(after_long_help = exit::help("
         gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080
+        gs_pitr restore --id 20261121T04 --host proxy1 --username root
+        gs_pitr restore --time '2026-11-21 04:02:00' --nodes db1:18080,db2:18080
         gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --yes
         gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \\
         --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start"))]
@@ -79,14 +91,31 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Find out whether backups and restores will work, and what to mend
     #[command(after_long_help = exit::help("
-        gs_pitr check --nodes db1:18080,db2:18080"))]
+        gs_pitr check --nodes db1:18080,db2:18080
+        gs_pitr check --host proxy1 --username root --password-file /etc/gs_pitr/proxy"))]
     Check(CheckArgs),
+    /// Clear a lock that is left on a ShardingSphere cluster, after showing what is known of it
+    #[command(after_long_help = exit::help("
+        gs_pitr unlock --host proxy1 --username root
+        gs_pitr unlock --host proxy1 --username root --password-file /etc/gs_pitr/proxy --yes"))]
+    Unlock(UnlockArgs),
+    /// Compare the databases and rules that the proxies know with those of a point, and bring those back
+    #[command(after_long_help = exit::help("
+        gs_pitr metadata 20261121T04 --host proxy1 --username root
+        gs_pitr metadata 20261121T04 --host proxy1 --username root --import"))]
+    Metadata(MetadataArgs),
     /// List what ran, show one operation, or finish one that was left
     #[command(after_long_help = exit::help("
         gs_pitr operations
         gs_pitr operations 019f2b6c
         gs_pitr operations resume 019f2b6c --yes"))]
     Operations(OperationsArgs),
+    /// Show, start or stop the WAL that the agents ship all the time
+    #[command(subcommand, after_long_help = exit::help("
+        gs_pitr wal status --nodes db1:18080,db2:18080
+        gs_pitr wal start --nodes db1:18080,db2:18080
+        gs_pitr wal stop --nodes db1:18080"))]
+    Wal(WalCommand),
     /// Make certificates for the agents and for this program
     #[command(subcommand, after_long_help = exit::help("
         gs_pitr certs init
@@ -108,13 +137,17 @@ impl Command {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Backup(_) => "backup",
+            Self::Point(command) => command.name(),
             Self::Show(_) => "show",
             Self::Restore(_) => "restore",
             Self::Delete(_) => "delete",
             Self::Prune(_) => "prune",
             Self::Verify(_) => "verify",
             Self::Check(_) => "check",
+            Self::Unlock(_) => "unlock",
+            Self::Metadata(_) => "metadata",
             Self::Operations(args) => args.name(),
+            Self::Wal(command) => command.name(),
             Self::Certs(CertsCommand::Init(_)) => "certs init",
             Self::Certs(CertsCommand::Issue(_)) => "certs issue",
             Self::Completions(_) => "completions",

@@ -3,20 +3,25 @@
 mod agents;
 mod args;
 mod certs;
+mod chain;
+mod cluster;
 mod commands;
 mod consent;
 mod coordinator;
 mod exit;
 mod failure;
+mod importing;
 mod journalled;
 mod leased;
 mod mirrored;
+mod moments;
 mod operations;
 mod printer;
 mod removal;
 mod repo;
 mod restoring;
 mod settings;
+mod shipping;
 mod signals;
 mod unfinished;
 
@@ -93,15 +98,18 @@ fn not_parsed(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 fn settings(cli: &Cli) -> Result<Settings> {
     let own = match &cli.command {
         Command::Backup(args) => args.options(),
+        Command::Point(command) => command.options(),
         Command::Restore(args) => args.options(),
         Command::Delete(args) => args.options(),
         Command::Prune(args) => args.options(),
         Command::Verify(args) => args.options(),
         Command::Check(args) => args.options(),
+        Command::Unlock(args) => args.options(),
+        Command::Metadata(args) => args.options(),
         Command::Operations(args) => args.options(),
-        Command::Show(_) | Command::Certs(_) | Command::Completions(_) | Command::Man(_) => {
-            Options::default()
-        }
+        Command::Wal(command) => command.options(),
+        Command::Show(args) => args.options(),
+        Command::Certs(_) | Command::Completions(_) | Command::Man(_) => Options::default(),
     };
     Settings::resolve(&cli.global, own)
 }
@@ -115,12 +123,16 @@ fn run(command: Command, settings: &Settings, printer: &Printer) -> Result<()> {
         }
         Command::Man(args) => commands::man::run(&args, printer),
         Command::Backup(args) => wait(commands::backup::run(&args, settings, printer)),
+        Command::Point(command) => wait(commands::point::run(&command, settings, printer)),
         Command::Restore(args) => wait(commands::restore::run(&args, settings, printer)),
         Command::Delete(args) => wait(commands::delete::run(&args, settings, printer)),
         Command::Prune(args) => wait(commands::prune::run(&args, settings, printer)),
         Command::Verify(args) => wait(commands::verify::run(&args, settings, printer)),
         Command::Check(args) => wait(commands::check::run(&args, settings, printer)),
+        Command::Unlock(args) => wait(commands::unlock::run(&args, settings, printer)),
+        Command::Metadata(args) => wait(commands::metadata::run(&args, settings, printer)),
         Command::Operations(args) => wait(commands::operations::run(&args, settings, printer)),
+        Command::Wal(command) => wait(commands::wal::run(&command, settings, printer)),
         Command::Show(args) => wait(commands::show::run(&args, settings, printer)),
     }
 }
@@ -148,7 +160,7 @@ fn start_log(verbose: u8, printer: &Printer) {
         1 => "info",
         _ => "debug",
     };
-    let ours = ["gs_pitr", "agent_api", "catalog", "pipeline"];
+    let ours = ["gs_pitr", "agent_api", "agent_sql", "catalog", "pipeline"];
     let filter = ours.map(|name| format!("{name}={level}")).join(",");
     let printer = printer.clone();
     tracing_subscriber::fmt()

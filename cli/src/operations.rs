@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agent_api::{EventKind, OperationStatus, Phase, Progress, StartOperation};
+use agent_api::{ApiError, ErrorKind, EventKind, OperationStatus, Phase, Progress, StartOperation};
+use catalog::model::NodeBackup;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::agents::{Agent, Events};
@@ -26,6 +29,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Every operation is asked about this often, also while nobody watches it: its agent must not take it for
 /// one without a client.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How long an agent is waited for that is to say whether it knows an operation.
+const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long an agent has to end an operation that was cancelled.
 const END_WITHIN: Duration = Duration::from_mins(1);
 
@@ -37,6 +42,8 @@ pub(crate) struct Live {
     if_left: Arc<Mutex<Option<String>>>,
     /// Whether it is too late to cancel them.
     decided: Arc<AtomicBool>,
+    /// Tasks that may have locked the cluster, and unlock it when they are told to stop.
+    lockers: TaskTracker,
 }
 
 /// Signs of life to agents, until it is dropped.
@@ -54,6 +61,20 @@ impl Live {
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs what may lock the cluster, and unlocks it before it ends, in a task that nobody drops.
+    pub(crate) fn unlocks_itself<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.lockers.spawn(task)
+    }
+
+    /// Waits until those have ended that may have locked the cluster. They have been told to stop.
+    pub(crate) async fn unlocked(&self) {
+        self.lockers.close();
+        self.lockers.wait().await;
     }
 
     /// Sets what to do about them if this program leaves at once.
@@ -145,13 +166,32 @@ impl Live {
     }
 }
 
+/// Why an operation that a restore point is wanted of is no more: its agent was restarted and has forgotten it, or it has ended.
+/// `None`: it is there, or nobody can tell. Takes seconds at most.
+pub(crate) async fn lost(agent: &Agent, operation: Uuid) -> Option<ApiError> {
+    let never = CancellationToken::new();
+    let asked = timeout(TELL_WITHIN, agent.status_now(operation, &never)).await;
+    let error = match asked.ok()?.ok()? {
+        None => {
+            let message = "the agent was restarted and has lost its operation";
+            ApiError::new(ErrorKind::AgentUnreachable, message)
+        }
+        Some(status) if status.phase.is_end() => status.error.unwrap_or_else(|| {
+            let message = format!("its operation has ended as `{}`", status.phase);
+            ApiError::new(ErrorKind::Conflict, message)
+        }),
+        Some(_) => return None,
+    };
+    Some(error)
+}
+
 /// Cancels one operation and waits for its end.
 async fn cancel(agent: &Agent, operation: Uuid) -> bool {
     let never = CancellationToken::new();
     let mut status = match agent.cancel(operation, &never).await {
         Ok(status) => status,
         // Started or not: an agent that does not know it has nothing to end.
-        Err(failure) => return failure.kind == agent_api::ErrorKind::NotFound,
+        Err(failure) => return failure.kind == ErrorKind::NotFound,
     };
     while !status.phase.is_end() {
         sleep(REOPEN_AFTER / 2).await;
@@ -161,6 +201,19 @@ async fn cancel(agent: &Agent, operation: Uuid) -> bool {
         }
     }
     true
+}
+
+/// How an operation stands, as far as its agent says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is under way, or done.
+    Goes,
+    /// The agent does not answer.
+    Away,
+    /// The agent was restarted, or has given it up.
+    Lost,
+    /// It has failed.
+    Failed,
 }
 
 /// One operation on one agent, as this program watches it.
@@ -180,6 +233,8 @@ pub(crate) struct Operation {
     progress: (Progress, Option<Instant>),
     begun: Instant,
     copied: Option<Duration>,
+    /// What its agent says of its copy, once that is whole and worth as much without the operation.
+    copy: Option<Box<NodeBackup>>,
 }
 
 impl Operation {
@@ -225,6 +280,7 @@ impl Operation {
             progress: (Progress::default(), None),
             begun: Instant::now(),
             copied: None,
+            copy: None,
         }
     }
 
@@ -246,6 +302,40 @@ impl Operation {
     /// From the order until the copy was whole, by this machine's clock.
     pub(crate) fn copied(&self) -> Duration {
         self.copied.unwrap_or_default()
+    }
+
+    /// Whether it has made a copy, or stands for one that has.
+    pub(crate) fn is_of_a_copy(&self) -> bool {
+        self.copied.is_some()
+    }
+
+    /// Its copy, if that is worth as much without it: its WAL is shipped all the time.
+    pub(crate) fn copy(&self) -> Option<&NodeBackup> {
+        self.copy.as_deref()
+    }
+
+    /// Another operation takes its place, which its agent has lost. What is known of its copy stays.
+    pub(crate) fn becomes(&mut self, next: Self) {
+        self.live.ended(self.id);
+        *self = Self {
+            copied: self.copied,
+            copy: self.copy.take(),
+            ..next
+        };
+    }
+
+    /// How it stands, asked once.
+    pub(crate) async fn stands(&self, cancel: &CancellationToken) -> Standing {
+        let asked = self.agent.status_now(self.id, cancel);
+        match timeout(TELL_WITHIN, asked).await {
+            Err(_) | Ok(Err(_)) => Standing::Away,
+            Ok(Ok(None)) => Standing::Lost,
+            Ok(Ok(Some(status))) => match status.phase {
+                Phase::Cancelled => Standing::Lost,
+                Phase::Failed => Standing::Failed,
+                _ => Standing::Goes,
+            },
+        }
     }
 
     /// Watches it until it is in phase `wanted`, or beyond it.
@@ -278,11 +368,11 @@ impl Operation {
             (Some(error), _) => Failure::from(error),
             (None, Phase::Cancelled) => {
                 let message = "the operation was cancelled on the agent's side";
-                Failure::new(agent_api::ErrorKind::Cancelled, message)
+                Failure::new(ErrorKind::Cancelled, message)
             }
             (None, phase) => {
                 let message = format!("the operation ended as `{}`, unexpectedly", phase.name());
-                Failure::new(agent_api::ErrorKind::Internal, message)
+                Failure::new(ErrorKind::Internal, message)
             }
         };
         failure.on(self.agent.name())
@@ -328,6 +418,9 @@ impl Operation {
             self.printer.warning(Some(&name), warning);
         }
         self.warnings = self.warnings.max(status.warnings.len());
+        if self.copy.is_none() {
+            self.copy.clone_from(&status.backup);
+        }
         self.saw_progress(&status.progress);
         if self.phase != Some(status.phase) {
             self.phase = Some(status.phase);

@@ -21,7 +21,16 @@ use crate::settings::Format;
 
 /// Writes results, events, messages and bars. Clones share everything.
 #[derive(Debug, Clone)]
-pub(crate) struct Printer(Arc<Inner>);
+pub(crate) struct Printer(Arc<Inner>, Detail);
+
+/// What is told of what happens meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    /// All of it.
+    Steps,
+    /// Warnings.
+    Warnings,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -56,13 +65,20 @@ impl Printer {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let bars = (progress && terminal)
             .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
-        Self(Arc::new(Inner {
+        let inner = Inner {
             format,
             colour: terminal && !no_color,
             bars,
             terminals,
             streams: Mutex::default(),
-        }))
+        };
+        Self(Arc::new(inner), Detail::Steps)
+    }
+
+    /// The same, for steps that are not worth telling one by one: only their warnings are.
+    #[must_use]
+    pub(crate) fn without_steps(&self) -> Self {
+        Self(Arc::clone(&self.0), Detail::Warnings)
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -134,6 +150,9 @@ impl Printer {
 
     /// Something that happens now: a line for machines, `text` for people (on stderr).
     pub(crate) fn event(&self, name: &str, fields: Value, text: Option<&str>) {
+        if self.1 == Detail::Warnings && name != "warning" {
+            return;
+        }
         if self.is_json() {
             let mut line = Map::from_iter([("event".to_owned(), name.into())]);
             if let Value::Object(fields) = fields {
@@ -225,7 +244,8 @@ impl Printer {
 
     /// A bar for one node, hidden where bars are.
     pub(crate) fn bar(&self, name: &str) -> NodeBar {
-        NodeBar::new(self.0.bars.as_ref(), name)
+        let bars = self.0.bars.as_ref();
+        NodeBar::new(bars.filter(|_| self.1 == Detail::Steps), name)
     }
 
     /// Sends what went to a terminal to `path` from now on: the terminal has gone away. Streams that

@@ -4,6 +4,7 @@
 //! | killed | what is left | what becomes of it |
 //! |---|---|---|
 //! | before the decision | workspaces, and the old databases as they were | every agent goes back by itself |
+//! | with the cluster locked, before the decision or after it | the lock too | agents that are armed as watchdogs unlock after half a minute |
 //! | after `commit` | nodes in all states between proved and open | every agent goes forward by itself; epochs and the journal's end wait for a `resume` |
 
 mod epochs;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agents::Agent;
+use crate::coordinator::shardingsphere::{Switch, SwitchLock};
 use crate::failure::{Failure, Result};
 use crate::leased::Leased;
 use crate::operations::{Live, Operation, all_or_cancel};
@@ -51,6 +53,8 @@ pub(crate) struct Restoring<'a> {
     pub(crate) operation: Uuid,
     /// What it does.
     pub(crate) plan: &'a RestorePlan,
+    /// How clients are kept out while databases are switched. `None`: nobody does.
+    pub(crate) switch: Option<Switch<'a>>,
 }
 
 /// One node of it.
@@ -110,30 +114,53 @@ impl Restoring<'_> {
             self.proved(part, spec, &cancel).await
         });
         let ready = match proved.await {
-            Ok(operations) => leased.prove().await.map(|()| operations),
+            Ok(operations) => self.locked(cancel).await.map(|lock| (operations, lock)),
             Err(failure) => Err(failure),
         };
-        // It may have been cancelled while the store was asked; the next step is the decision.
-        let ready = match ready {
-            Ok(_) if cancel.is_cancelled() => Err(Failure::cancelled()),
-            ready => ready,
-        };
-        let operations = match ready {
-            Ok(operations) => operations,
+        let (operations, lock) = match ready {
+            Ok(ready) => ready,
             Err(failure) => return Err(self.back(leased.explain(failure).await).await),
         };
+        // It may have been cancelled while the store was asked; the next step is the decision.
+        let ready = match leased.prove().await {
+            Ok(()) if cancel.is_cancelled() => Err(Failure::cancelled()),
+            ready => ready,
+        };
+        if let Err(failure) = ready {
+            release(lock).await;
+            return Err(self.back(leased.explain(failure).await).await);
+        }
         let parts: Vec<_> = parts.into_iter().map(|(part, _)| part).collect();
-        match self.decided(Verdict::Commit, None).await? {
+        let verdict = match self.decided(Verdict::Commit, None).await {
+            Ok(verdict) => verdict,
+            Err(failure) => {
+                release(lock).await;
+                return Err(failure);
+            }
+        };
+        match verdict {
             Verdict::Commit => {
                 let working = operations.into_iter().map(Box::new).map(Member::Working);
-                self.forward(parts.into_iter().zip(working).collect(), Vec::new())
-                    .await
+                let nodes = parts.into_iter().zip(working).collect();
+                self.forward(nodes, Vec::new(), lock).await
             }
             Verdict::Rollback => {
+                release(lock).await;
                 let message = "somebody else decided that this restore goes back";
                 let failure = Failure::new(ErrorKind::Conflict, message);
                 Err(self.back(leased.explain(failure).await).await)
             }
+        }
+    }
+
+    /// Keeps clients out from now on, if that is how databases are switched.
+    ///
+    /// # Errors
+    /// That it cannot be done: then nothing is locked.
+    pub(crate) async fn locked(&self, cancel: &CancellationToken) -> Result<Option<SwitchLock>> {
+        match &self.switch {
+            None => Ok(None),
+            Some(switch) => switch.locked(cancel).await.map(Some),
         }
     }
 
@@ -217,7 +244,7 @@ impl Restoring<'_> {
     }
 
     /// Promotes every node, and when all are promoted opens them. One that fails takes none back. `away` are nodes whose
-    /// agents cannot be told anything, each with whether it is promoted.
+    /// agents cannot be told anything, each with whether it is promoted. `lock` is given back as soon as nothing more is opened.
     ///
     /// # Errors
     /// The first node's that failed, after all others have gone as far as they can.
@@ -225,6 +252,7 @@ impl Restoring<'_> {
         &self,
         mut nodes: Vec<(Part, Member)>,
         away: Vec<(Failure, bool)>,
+        lock: Option<SwitchLock>,
     ) -> Result<Vec<Opened>> {
         self.live.set_decided(format!(
             "wait: it is decided, so every agent goes forward by itself; then `{}`",
@@ -233,34 +261,14 @@ impl Restoring<'_> {
         let text = "it is decided: all nodes go forward";
         let fields = json!({"backup_id": self.plan.backup_id, "operation": self.operation, "verdict": "commit"});
         self.printer.event("decided", fields, Some(text));
-        let promoted = nodes.iter_mut().map(|(part, member)| async move {
-            match member {
-                Member::Working(operation) => promoted(operation)
-                    .await
-                    .map_err(|e| e.on(part.agent.name())),
-                Member::Done => Ok(()),
-            }
-        });
-        let failures = join_all(promoted).await.into_iter().filter_map(Result::err);
         let (later, lost): (Vec<_>, Vec<_>) = away.into_iter().partition(|(_, promoted)| *promoted);
         let lost = lost.into_iter().map(|(failure, _)| failure);
-        self.none_of(
-            failures.chain(lost),
-            "not all nodes are promoted, so none is opened",
-        )?;
-        let opened = nodes.iter_mut().map(|(part, member)| async move {
-            match member {
-                Member::Working(operation) => {
-                    let opened = self
-                        .open(operation)
-                        .await
-                        .map_err(|e| e.on(part.agent.name()));
-                    opened.map(|status| status.restored)
-                }
-                Member::Done => Ok(None),
-            }
-        });
-        let opened = join_all(opened).await;
+        let opened = match self.all_promoted(&mut nodes, lost).await {
+            Ok(()) => Ok(self.all_opened(&mut nodes).await),
+            Err(failure) => Err(failure),
+        };
+        release(lock).await;
+        let opened = opened?;
         // A node that is promoted lives on its new timeline, open or not.
         let written = self.write_epochs().await;
         let (mut done, mut failures) = (Vec::new(), Vec::new());
@@ -274,6 +282,42 @@ impl Restoring<'_> {
         failures.extend(later.into_iter().map(|(failure, _)| failure));
         self.none_of(failures, "all nodes are promoted and in their places")?;
         Ok(self.with_old(done).await)
+    }
+
+    async fn all_promoted(
+        &self,
+        nodes: &mut [(Part, Member)],
+        lost: impl Iterator<Item = Failure>,
+    ) -> Result<()> {
+        let promoted = nodes.iter_mut().map(|(part, member)| async move {
+            match member {
+                Member::Working(operation) => promoted(operation)
+                    .await
+                    .map_err(|e| e.on(part.agent.name())),
+                Member::Done => Ok(()),
+            }
+        });
+        let failures = join_all(promoted).await.into_iter().filter_map(Result::err);
+        self.none_of(
+            failures.chain(lost),
+            "not all nodes are promoted, so none is opened",
+        )
+    }
+
+    async fn all_opened(&self, nodes: &mut [(Part, Member)]) -> Vec<Result<Option<Restored>>> {
+        let opened = nodes.iter_mut().map(|(part, member)| async move {
+            match member {
+                Member::Working(operation) => {
+                    let opened = self
+                        .open(operation)
+                        .await
+                        .map_err(|e| e.on(part.agent.name()));
+                    opened.map(|status| status.restored)
+                }
+                Member::Done => Ok(None),
+            }
+        });
+        join_all(opened).await
     }
 
     async fn open(&self, operation: &mut Operation) -> Result<OperationStatus> {
@@ -338,6 +382,13 @@ impl Restoring<'_> {
         let ours =
             |old: &OldCluster| old.restore == self.operation && old.target == part.planned.target;
         Ok(here.old.into_iter().filter(ours).collect())
+    }
+}
+
+/// Lets clients in again.
+async fn release(lock: Option<SwitchLock>) {
+    if let Some(lock) = lock {
+        lock.release().await;
     }
 }
 

@@ -1,8 +1,10 @@
 //! Ctrl-C, SIGTERM and SIGHUP while something long is under way.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -10,6 +12,9 @@ use crate::failure::{Failure, Result};
 use crate::operations::Live;
 use crate::printer::{Printer, log_path};
 use crate::settings::Settings;
+
+/// How long a second Ctrl-C waits for the cluster to be unlocked.
+const UNLOCK_WITHIN: Duration = Duration::from_secs(3);
 
 fn listen(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|error| {
@@ -51,6 +56,12 @@ pub(crate) async fn guarded<T>(
             }
         }
         if cancel.is_cancelled() {
+            // A lock is not left behind for the sake of some milliseconds; beyond that the watchdogs see to it.
+            if timeout(UNLOCK_WITHIN, live.unlocked()).await.is_err() {
+                let message =
+                    "the cluster may still be locked; the agents unlock it within seconds";
+                printer.warning(None, message);
+            }
             return Err(left_behind(live));
         }
         cancel.cancel();

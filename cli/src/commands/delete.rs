@@ -2,8 +2,10 @@
 
 use agent_api::ErrorKind;
 use catalog::retention::plan::{self, Refused};
+use catalog::retention::{HeldState, Holdings};
 use clap::Args;
 
+use crate::cluster::FormerArgs;
 use crate::failure::{Failure, Result};
 use crate::printer::Printer;
 use crate::removal::Removal;
@@ -13,14 +15,24 @@ use crate::settings::{Options, Settings};
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
     /// The backup's id, or the beginning of one that is unique
-    #[arg(long, value_name = "ID")]
-    id: String,
+    #[arg(
+        long,
+        value_name = "ID",
+        required_unless_present = "csn",
+        conflicts_with = "csn"
+    )]
+    id: Option<String>,
+    /// The only backup whose point has this commit sequence number
+    #[arg(long, value_name = "CSN")]
+    csn: Option<String>,
     /// Delete it even if it is the last good one, so that none is left
     #[arg(long)]
     even_last_good: bool,
     /// Show what would be deleted, and delete nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    former: FormerArgs,
 }
 
 impl DeleteArgs {
@@ -31,8 +43,46 @@ impl DeleteArgs {
     }
 }
 
+impl DeleteArgs {
+    /// The backup's id, or the beginning of one. Several backups may have one CSN: none is guessed.
+    fn name(&self, holdings: &Holdings) -> Result<String> {
+        let csn = match (&self.id, &self.csn) {
+            (Some(id), _) => return Ok(id.clone()),
+            (None, Some(csn)) => csn,
+            (None, None) => return Err(Failure::usage("neither `--id` nor `--csn` is given")),
+        };
+        let has = |name: &str| {
+            let point = holdings.points.get(name);
+            let point = point.and_then(|held| held.point.as_ref().ok());
+            point.is_some_and(|point| point.csn.as_ref() == Some(csn))
+        };
+        let backups = holdings.backups.iter();
+        let of_csn = backups.filter(|(_, held)| match &held.state {
+            HeldState::Complete(manifest) => manifest
+                .point
+                .as_ref()
+                .is_some_and(|point| has(point.as_str())),
+            _ => false,
+        });
+        let names: Vec<&String> = of_csn.map(|(name, _)| name).collect();
+        match names.as_slice() {
+            [name] => Ok((*name).clone()),
+            [] => {
+                let message = format!("no backup's point has CSN {csn}");
+                Err(Failure::new(ErrorKind::NotFound, message).next("gs_pitr show"))
+            }
+            several => {
+                let several: Vec<&str> = several.iter().map(|name| name.as_str()).collect();
+                let message = format!("several backups have CSN {csn}: {}", several.join(", "));
+                Err(Failure::usage(message).next("give one of them with `--id`"))
+            }
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) async fn run(args: &DeleteArgs, settings: &Settings, printer: &Printer) -> Result<()> {
+    args.former.tell("delete", printer);
     let removal = Removal {
         command: "delete",
         question: "Delete this backup for good?",
@@ -40,8 +90,9 @@ pub(crate) async fn run(args: &DeleteArgs, settings: &Settings, printer: &Printe
         settings,
         printer,
         plan: &|holdings| {
-            let plan = plan::delete(holdings, &args.id, args.even_last_good);
-            plan.map_err(|refused| failure(&args.id, &refused))
+            let id = args.name(holdings)?;
+            let plan = plan::delete(holdings, &id, args.even_last_good);
+            plan.map_err(|refused| failure(&id, &refused))
         },
     };
     removal.run().await

@@ -8,6 +8,11 @@ mod resume;
 
 use clap::{Args, Subcommand};
 
+pub(crate) use list::{Shown, State, leases, shown};
+
+use super::metadata::SecretsArgs;
+use super::restore::LockArgs;
+use crate::cluster::ProxyArgs;
 use crate::exit;
 use crate::failure::Result;
 use crate::printer::Printer;
@@ -37,7 +42,7 @@ enum Action {
         gs_pitr operations resume 019f2b6c
         gs_pitr operations resume 019f2b6c --nodes db1:18081,db2:18080 --yes
         gs_pitr operations resume 019f2b6c --without 5b21"))]
-    Resume(ResumeArgs),
+    Resume(Box<ResumeArgs>),
     /// Remove what was at the targets before a restore
     #[command(after_long_help = exit::help("
         gs_pitr operations discard 019f2b6c"))]
@@ -57,6 +62,12 @@ pub(crate) struct ResumeArgs {
     /// NODE is lost for good: open the others without it, if the restore is decided to go forward
     #[arg(long, value_name = "NODE")]
     without: Vec<String>,
+    #[command(flatten)]
+    lock: LockArgs,
+    #[command(flatten)]
+    secrets: SecretsArgs,
+    #[command(flatten)]
+    proxy: ProxyArgs,
 }
 
 /// `gs_pitr operations discard`
@@ -74,11 +85,13 @@ pub(crate) struct DiscardArgs {
 impl OperationsArgs {
     /// What the command's own flags say.
     pub(crate) fn options(&self) -> Options {
-        Options::from(match &self.action {
-            None => &self.nodes,
-            Some(Action::Resume(args)) => &args.nodes,
-            Some(Action::Discard(args)) => &args.nodes,
-        })
+        match &self.action {
+            None => Options::from(&self.nodes),
+            Some(Action::Resume(args)) => {
+                Options::from(&args.nodes).combine(Options::from(&args.proxy))
+            }
+            Some(Action::Discard(args)) => Options::from(&args.nodes),
+        }
     }
 
     /// The command's name as it stands in results.

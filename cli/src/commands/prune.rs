@@ -30,7 +30,11 @@ impl PruneArgs {
     }
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+/// Reads a span of time.
+///
+/// # Errors
+/// If it is none.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let span: Result<jiff::SignedDuration, _> = text.parse();
     let span = span.ok().and_then(|span| Duration::try_from(span).ok());
     span.ok_or_else(|| "write it like `24h`, `90m` or `30s`".to_owned())

@@ -1,6 +1,8 @@
 //! `gs_pitr show`: what the repository has.
 
-use std::collections::BTreeMap;
+mod wal;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use catalog::Catalog;
 use catalog::ids::BackupId;
 use catalog::mirror::Mirror;
 use catalog::model::{Manifest, ManifestState, NodeBackup, NodePoint, Point, Proof};
-use catalog::repo::{BackupState, ListedBackup};
+use catalog::reach::Reach;
+use catalog::repo::{BackupState, ListedBackup, PointState};
 use clap::Args;
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
@@ -20,7 +23,7 @@ use uuid::Uuid;
 use crate::coordinator::obstacle::printable;
 use crate::failure::{Failure, Result};
 use crate::printer::{Printer, bytes, duration};
-use crate::settings::Settings;
+use crate::settings::{NodesArgs, Options, Settings};
 use crate::{mirrored, repo};
 
 /// `gs_pitr show`
@@ -28,9 +31,24 @@ use crate::{mirrored, repo};
 pub(crate) struct ShowArgs {
     /// The backup's id, or the beginning of one that is unique; without it, all are listed
     id: Option<String>,
+    /// The same as ID
+    #[arg(long = "id", value_name = "ID", conflicts_with = "id")]
+    by_id: Option<String>,
+    /// Only backups whose point has this commit sequence number; it may be several
+    #[arg(long, value_name = "CSN", conflicts_with_all = ["id", "by_id"])]
+    csn: Option<String>,
     /// Show what the local mirror had when the bucket was last seen; never a basis for a restore
     #[arg(long)]
     from_mirror: bool,
+    #[command(flatten)]
+    nodes: NodesArgs,
+}
+
+impl ShowArgs {
+    /// What the command's own flags say.
+    pub(crate) fn options(&self) -> Options {
+        Options::from(&self.nodes)
+    }
 }
 
 /// One backup as it is shown.
@@ -39,6 +57,8 @@ struct Shown {
     id: String,
     mode: Option<String>,
     engine: Option<String>,
+    /// What it builds on.
+    parent: Option<String>,
     /// `complete`, `deleted`, `abandoned`, `unfinished`, or `damaged`, `newer-format`.
     status: &'static str,
     consistency: Option<catalog::model::Consistency>,
@@ -53,7 +73,18 @@ struct Shown {
     label: Option<String>,
     /// Why it cannot be used.
     problem: Option<String>,
+    /// Points beside its own that it can be recovered to; only when one backup is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other_points: Option<OtherPoints>,
     nodes: Vec<ShownNode>,
+}
+
+#[derive(Debug, Serialize)]
+struct OtherPoints {
+    count: usize,
+    /// The newest.
+    last: Option<String>,
+    last_made: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,6 +106,8 @@ struct ShownNode {
     wal_last: String,
     data_directory: String,
     tablespaces: usize,
+    /// Program and version that made the copy; `null`: the agent itself.
+    program: Option<String>,
     corrupt_pages: Vec<String>,
     /// Only when one backup is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,18 +118,22 @@ struct ShownNode {
 
 /// Runs the command.
 pub(crate) async fn run(args: &ShowArgs, settings: &Settings, printer: &Printer) -> Result<()> {
-    let id = args.id.as_deref();
+    let id = args.id.as_deref().or(args.by_id.as_deref());
     if args.from_mirror {
         let mirror = mirrored::find(settings)?;
         let message = "this is what the local mirror had when the bucket was last seen";
         printer.warning(None, message);
-        let backups = from_mirror(&mirror, id).await?;
+        let mut backups = from_mirror(&mirror, id).await?;
+        if let Some(csn) = &args.csn {
+            let points = mirror.points().await?;
+            keep_csn(&mut backups, csn, points.iter());
+        }
         printer.text(&text(&backups, id));
         printer.result("show", json!({"source": "mirror", "backups": backups}));
         return Ok(());
     }
     let found = from_bucket(id, settings).await;
-    let (backups, catalog) = found.map_err(|failure| match failure.kind {
+    let (mut backups, points, catalog) = found.map_err(|failure| match failure.kind {
         ErrorKind::StoreUnavailable => Failure {
             next: failure
                 .next
@@ -105,10 +142,46 @@ pub(crate) async fn run(args: &ShowArgs, settings: &Settings, printer: &Printer)
         },
         _ => failure,
     })?;
-    printer.text(&text(&backups, id));
+    // With one backup only it could not be said whether it is the newest.
+    let wal = match id {
+        None => wal::look(&catalog, &backups, settings, printer).await?,
+        Some(_) => Vec::new(),
+    };
+    if let Some(csn) = &args.csn {
+        let listed = catalog.points().await?;
+        let points = listed.iter().filter_map(|listed| match &listed.state {
+            PointState::Usable(point) => Some(&**point),
+            PointState::Unusable(_) => None,
+        });
+        keep_csn(&mut backups, csn, points);
+    }
+    let mut words = format!("{}{}", text(&backups, id), wal::text(&wal));
+    if let Some(count) = points.filter(|count| *count > 0) {
+        let _ = write!(
+            words,
+            "\n{count} points beside those of the backups: gs_pitr point list"
+        );
+    }
+    printer.text(&words);
     mirrored::refresh(&catalog, settings, printer).await;
-    printer.result("show", json!({"source": "bucket", "backups": backups}));
+    let fields = json!({
+        "source": "bucket",
+        "backups": backups,
+        "wal": wal,
+        "other_points": points,
+    });
+    printer.result("show", fields);
     Ok(())
+}
+
+/// Leaves the backups whose point has this CSN.
+fn keep_csn<'a>(backups: &mut Vec<Shown>, csn: &str, points: impl Iterator<Item = &'a Point>) {
+    let points = points.filter(|point| point.csn.as_deref() == Some(csn));
+    let names: Vec<&str> = points.map(|point| point.point_id.as_str()).collect();
+    backups.retain(|backup| {
+        let point = backup.point.as_deref();
+        point.is_some_and(|point| names.contains(&point))
+    });
 }
 
 fn text(backups: &[Shown], id: Option<&str>) -> String {
@@ -118,15 +191,45 @@ fn text(backups: &[Shown], id: Option<&str>) -> String {
     }
 }
 
-async fn from_bucket(id: Option<&str>, settings: &Settings) -> Result<(Vec<Shown>, Catalog)> {
+/// What the bucket has: the backups; if all are listed, how many points there are beside theirs; the catalog.
+async fn from_bucket(
+    id: Option<&str>,
+    settings: &Settings,
+) -> Result<(Vec<Shown>, Option<usize>, Catalog)> {
     let catalog = repo::open(settings).await?;
     let Some(id) = id else {
-        let all = catalog.backups().await?.into_iter().map(listed).collect();
-        return Ok((all, catalog));
+        let all: Vec<Shown> = catalog.backups().await?.into_iter().map(listed).collect();
+        let own: BTreeSet<&str> = all.iter().filter_map(|it| it.point.as_deref()).collect();
+        let points = catalog.point_ids().await?;
+        let others = points
+            .iter()
+            .filter(|id| !own.contains(id.as_str()))
+            .count();
+        return Ok((all, Some(others), catalog));
     };
     let id = catalog.resolve_backup_id(id).await?;
     let found = catalog.restorable(&id).await?;
-    Ok((vec![shown(found.manifest, Some(&found.point))], catalog))
+    let others = other_points(&catalog, &found.manifest).await?;
+    let mut shown = shown(found.manifest, Some(&found.point));
+    shown.other_points = Some(others);
+    Ok((vec![shown], None, catalog))
+}
+
+async fn other_points(catalog: &Catalog, manifest: &Manifest) -> Result<OtherPoints> {
+    let reach = Reach::read(catalog).await?;
+    let own = |point: &&Point| manifest.point.as_ref() == Some(&point.point_id);
+    let leads = |point: &&Point| reach.leads(manifest, point, &[]).is_ok();
+    let others: Vec<&Point> = reach
+        .points()
+        .iter()
+        .filter(|point| !own(point) && leads(point))
+        .collect();
+    let last = others.last();
+    Ok(OtherPoints {
+        count: others.len(),
+        last: last.map(|point| point.point_id.to_string()),
+        last_made: last.map(|point| point.made()),
+    })
 }
 
 async fn from_mirror(mirror: &Mirror, id: Option<&str>) -> Result<Vec<Shown>> {
@@ -168,6 +271,7 @@ fn listed(backup: ListedBackup) -> Shown {
         id: backup.name.clone(),
         mode: None,
         engine: None,
+        parent: None,
         status,
         consistency: None,
         unproved: None,
@@ -177,6 +281,7 @@ fn listed(backup: ListedBackup) -> Shown {
         completed: None,
         label: None,
         problem,
+        other_points: None,
         nodes: Vec::new(),
     };
     match backup.state {
@@ -215,6 +320,7 @@ fn shown(manifest: Manifest, point: Option<&Point>) -> Shown {
         id: manifest.backup_id.to_string(),
         mode: Some(manifest.mode),
         engine: Some(manifest.engine),
+        parent: manifest.parent.map(|parent| parent.to_string()),
         status,
         consistency: complete.then_some(manifest.consistency),
         unproved: manifest.unproved,
@@ -224,6 +330,7 @@ fn shown(manifest: Manifest, point: Option<&Point>) -> Shown {
         completed: complete.then_some(manifest.completed),
         label: manifest.label,
         problem: None,
+        other_points: None,
         nodes,
     }
 }
@@ -248,6 +355,9 @@ fn shown_node(node: NodeBackup, point: Option<&NodePoint>) -> ShownNode {
         wal_last: point.map_or(node.wal_last, |point| point.wal_last.clone()),
         data_directory: node.data_directory,
         tablespaces: node.tablespaces.len(),
+        program: node
+            .probackup
+            .map(|it| format!("{} {} ({})", it.program, it.version, it.id)),
         corrupt_pages: node.corrupt_pages,
         restore_point: point.map(|point| point.restore_point.clone()),
         point_lsn: point.map(|point| point.end_lsn.clone()),
@@ -289,6 +399,7 @@ fn table(backups: &[Shown]) -> String {
     table.set_header([
         "ID",
         "MODE",
+        "ENGINE",
         "STATUS",
         "CONSISTENCY",
         "COMPLETED",
@@ -301,6 +412,7 @@ fn table(backups: &[Shown]) -> String {
         table.add_row([
             backup.id.clone(),
             word(backup.mode.as_deref()).to_owned(),
+            word(backup.engine.as_deref()).to_owned(),
             backup.status.to_owned(),
             consistency(backup).to_owned(),
             moment(backup.completed),
@@ -364,9 +476,23 @@ fn detail(backup: &Shown) -> String {
     ];
     for (name, value) in rows {
         table.add_row([name.to_owned(), value]);
+        if name == "engine"
+            && let Some(parent) = &backup.parent
+        {
+            table.add_row(["builds on".to_owned(), parent.clone()]);
+        }
         if name == "point" {
             for (name, value) in proof(backup) {
                 table.add_row([name.to_owned(), value]);
+            }
+            if let Some(others) = backup.other_points.as_ref().filter(|it| it.count > 0) {
+                let last = word(others.last.as_deref());
+                let value = format!(
+                    "{}, the last {last} ({})",
+                    others.count,
+                    moment(others.last_made)
+                );
+                table.add_row(["other points".to_owned(), value]);
             }
         }
     }
@@ -408,6 +534,9 @@ fn detail(backup: &Shown) -> String {
         ];
         for (name, value) in rows {
             table.add_row([name.to_owned(), value]);
+        }
+        if let Some(program) = &node.program {
+            table.add_row(["  copied by".to_owned(), program.clone()]);
         }
         if !node.corrupt_pages.is_empty() {
             table.add_row(["  corrupt pages".to_owned(), node.corrupt_pages.join(", ")]);

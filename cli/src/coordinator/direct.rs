@@ -1,23 +1,28 @@
 //! A list of nodes and nothing that ties them together: the proof is on the nodes themselves.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_api::{ApiError, ErrorKind, Look, MarkRequest, MarkResult, Observed};
 use catalog::ids::PointId;
 use catalog::model::{Consistency, Extra, InDoubt, Proof};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::obstacle::Obstacle;
 use super::proof::{self, Node, Proved, Unproved, restore_point};
-use super::{Coordinator, Moment, PointArgs};
-use crate::agents::pause;
+use super::{Coordinator, Moment, Occasion, PointArgs};
+use crate::agents::{Agent, pause};
 use crate::failure::{Failure, Result};
-use crate::operations::{Operation, all_or_cancel};
+use crate::operations::{self, Operation, all_or_cancel};
 use crate::printer::{Printer, duration};
 
 /// A step of a proof that takes longer has missed its moment.
 const STEP: Duration = Duration::from_secs(5);
-/// Attempts at restore points that prove nothing, each under a new name.
+/// A restore point that is not on disk by then is made again. Nothing is held still meanwhile.
+const FLUSH: Duration = Duration::from_mins(1);
+/// Attempts at restore points that prove nothing, each under a new name; more, while a database may be coming back.
 const TRIES: u32 = 3;
 /// Pause between them.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -45,9 +50,9 @@ impl<'a> Direct<'a> {
         } else {
             "run the command when there is less work, or with a longer `--point-timeout`"
         };
-        if self.args.require_cluster {
+        if self.args.requires_cluster() {
             let kind = match &unproved.obstacle {
-                super::obstacle::Obstacle::Failed { error, .. } => error.kind,
+                Obstacle::Failed { error, .. } => error.kind,
                 _ => ErrorKind::Conflict,
             };
             let failure = Failure::new(kind, why).next(next);
@@ -67,7 +72,7 @@ impl<'a> Direct<'a> {
         copies: &[Operation],
         cancel: &CancellationToken,
     ) -> Result<(PointId, Timestamp, Vec<MarkResult>)> {
-        let mut tries = 0;
+        let (mut tries, until) = (0, Instant::now() + self.args.timeout(Occasion::Nodes));
         loop {
             tries += 1;
             let created = Timestamp::now();
@@ -77,13 +82,21 @@ impl<'a> Direct<'a> {
             };
             let marked = all_or_cancel(copies, cancel, |copy, cancel| {
                 let request = request.clone();
-                async move { copy.agent().mark(copy.id(), &request, &cancel).await }
+                async move {
+                    let marked = copy.agent().mark(copy.id(), &request, &cancel).await?;
+                    let flushed = OnAgent::of(copy).flush(request.restore_point).await;
+                    flushed.map_err(|error| Failure::from(error).on(copy.agent().name()))?;
+                    Ok(marked)
+                }
             });
             match marked.await {
                 Ok(marks) => return Ok((point, created, marks)),
-                Err(failure) if failure.is_permanent() || tries == TRIES => return Err(failure),
+                Err(failure) if failure.is_permanent() => return Err(failure),
+                Err(failure) if tries >= TRIES && !(failure.passing && Instant::now() < until) => {
+                    return Err(failure);
+                }
                 Err(failure) => {
-                    let message = format!("no point at attempt {tries} of {TRIES}: {failure}");
+                    let message = format!("no point at attempt {tries}: {failure}");
                     self.printer.warning(failure.node.as_deref(), &message);
                     pause(PAUSE, cancel).await?;
                 }
@@ -97,13 +110,18 @@ impl Coordinator for Direct<'_> {
         // Every moment of a single node is consistent.
         let mut proof = None;
         if copies.len() > 1 {
-            let rules = self.args.rules();
+            let rules = self.args.rules(Occasion::Nodes);
+            let nodes: Vec<_> = copies.iter().map(OnAgent::of).collect();
             let proved = tokio::select! {
-                proved = proof::prove(copies, &rules) => proved,
+                proved = proof::prove(&nodes, &rules) => proved,
                 () = cancel.cancelled() => return Err(Failure::cancelled()),
             };
             match proved {
                 Ok(proved) => return Ok(moment(proved, copies)),
+                Err(Unproved {
+                    obstacle: obstacle @ Obstacle::Lost { .. },
+                    ..
+                }) => return Err(lost(&obstacle)),
                 Err(unproved) => {
                     proof = Some(Proof {
                         attempts: unproved.attempts,
@@ -126,13 +144,30 @@ impl Coordinator for Direct<'_> {
             consistency,
             csn: None,
             lock_ms: 0,
+            lock: None,
+            metadata: None,
             proof,
             marks,
         })
     }
 }
 
-fn moment(proved: Proved, copies: &[Operation]) -> Moment {
+/// No waiting gives a point of this node.
+fn lost(obstacle: &Obstacle) -> Failure {
+    let kind = match obstacle {
+        Obstacle::Lost { error, .. } => error.kind,
+        _ => ErrorKind::Internal,
+    };
+    let failure = Failure::new(kind, format!("no point: {obstacle}"));
+    let failure = failure.next("look at the agent's log on that host, then run the command again");
+    match obstacle.node() {
+        Some(node) => failure.on(node),
+        None => failure,
+    }
+}
+
+/// A point that is proved.
+pub(super) fn moment(proved: Proved, copies: &[Operation]) -> Moment {
     let in_doubt = proved.in_doubt.into_iter().filter_map(|(number, holder)| {
         let prepared = holder.prepared?;
         Some(InDoubt {
@@ -151,6 +186,8 @@ fn moment(proved: Proved, copies: &[Operation]) -> Moment {
         consistency: Consistency::Cluster,
         csn: None,
         lock_ms: 0,
+        lock: None,
+        metadata: None,
         proof: Some(Proof {
             attempts: proved.attempts,
             window_ms: Some(u64::try_from(window).unwrap_or(u64::MAX)),
@@ -173,27 +210,55 @@ impl std::fmt::Display for Unproved {
     }
 }
 
-impl Node for Operation {
+/// A node by its operation on its agent.
+#[derive(Debug, Clone)]
+pub(super) struct OnAgent {
+    agent: Arc<Agent>,
+    operation: Uuid,
+}
+
+impl OnAgent {
+    pub(super) fn of(operation: &Operation) -> Self {
+        Self {
+            agent: Arc::clone(operation.agent()),
+            operation: operation.id(),
+        }
+    }
+}
+
+impl Node for OnAgent {
     fn name(&self) -> String {
-        self.agent().name()
+        self.agent.name()
     }
 
     async fn observe(&self, look: Look) -> Result<Observed, ApiError> {
-        in_time(self.agent().observe(self.id(), look)).await
+        in_time(STEP, self.agent.observe(self.operation, look)).await
     }
 
     async fn mark(&self, restore_point: String) -> Result<MarkResult, ApiError> {
         let request = MarkRequest { restore_point };
-        in_time(self.agent().mark_once(self.id(), &request)).await
+        in_time(STEP, self.agent.mark_once(self.operation, &request)).await
+    }
+
+    async fn flush(&self, restore_point: String) -> Result<(), ApiError> {
+        let request = MarkRequest { restore_point };
+        in_time(FLUSH, self.agent.flush(self.operation, &request)).await
+    }
+
+    async fn lost(&self) -> Option<ApiError> {
+        operations::lost(&self.agent, self.operation).await
     }
 }
 
-async fn in_time<T>(step: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+async fn in_time<T>(
+    limit: Duration,
+    step: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
     let late = || {
-        let message = format!("no answer within {} s", STEP.as_secs());
+        let message = format!("no answer within {} s", limit.as_secs());
         ApiError::new(ErrorKind::Timeout, message)
     };
-    tokio::time::timeout(STEP, step)
+    tokio::time::timeout(limit, step)
         .await
         .unwrap_or_else(|_| Err(late()))
 }

@@ -47,6 +47,13 @@ pub enum Obstacle {
         /// How.
         error: ApiError,
     },
+    /// What waited for a restore point is no more: its agent was restarted, or it has ended.
+    Lost {
+        /// Where.
+        node: String,
+        /// Why.
+        error: ApiError,
+    },
 }
 
 impl Obstacle {
@@ -60,7 +67,7 @@ impl Obstacle {
     /// Whether it is nothing of the cluster's, but a request that failed.
     #[must_use]
     pub fn is_failure(&self) -> bool {
-        matches!(self, Self::Failed { .. })
+        matches!(self, Self::Failed { .. } | Self::Lost { .. })
     }
 
     /// Whether it will hardly be gone in a moment.
@@ -69,7 +76,7 @@ impl Obstacle {
         match self {
             Self::Held { for_long, .. } => *for_long,
             Self::Moved { .. } | Self::Doubtful => false,
-            Self::SessionLost { .. } | Self::Failed { .. } => true,
+            Self::SessionLost { .. } | Self::Failed { .. } | Self::Lost { .. } => true,
         }
     }
 
@@ -95,7 +102,9 @@ impl Obstacle {
                 [node] => Some(node),
                 _ => None,
             },
-            Self::SessionLost { node } | Self::Failed { node, .. } => Some(node),
+            Self::SessionLost { node } | Self::Failed { node, .. } | Self::Lost { node, .. } => {
+                Some(node)
+            }
             Self::Doubtful => None,
         }
     }
@@ -125,7 +134,9 @@ impl fmt::Display for Obstacle {
             Self::SessionLost { node } => {
                 write!(f, "the agent at {node} lost its session with the database")
             }
-            Self::Failed { node, error } => write!(f, "{node}: {error}"),
+            Self::Failed { node, error } | Self::Lost { node, error } => {
+                write!(f, "{node}: {error}")
+            }
         }
     }
 }

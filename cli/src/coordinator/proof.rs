@@ -4,8 +4,9 @@
 //! |---|---|---|
 //! | quiet | who holds a transaction id | nobody has for long, and no prepared transaction is in doubt |
 //! | drain | S1: the snapshot; when all have it, N1: who holds an id | nobody |
-//! | mark | the restore point | it is made |
+//! | mark | the restore point; and, beside it, what the caller reads | it is made |
 //! | prove | N2 as N1, then S2 as S1 | nobody, and S1 = S2 on every node |
+//! | flush | whether the restore point is on disk | it is: no crash of a node loses it any more |
 //!
 //! Here is no clock of another machine and no request: nodes are a trait, so that a model can take their
 //! place and try every order of events.
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use agent_api::{ApiError, Look, MarkResult, Observed, PreparedAs, XidHolder};
 use catalog::ids::PointId;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 
@@ -42,6 +43,16 @@ pub trait Node {
 
     /// Makes a restore point.
     fn mark(&self, restore_point: String) -> impl Future<Output = Result<MarkResult, ApiError>>;
+
+    /// Waits until the last restore point is on its disk. Fails if its database may have crashed since it was made. Takes more than
+    /// seconds where the disk does.
+    fn flush(&self, restore_point: String) -> impl Future<Output = Result<(), ApiError>>;
+
+    /// Why it will never make a restore point again, whatever is waited for: what it would be part of is no more.
+    /// `None`: it may, or nobody can tell.
+    fn lost(&self) -> impl Future<Output = Option<ApiError>> {
+        async { None }
+    }
 }
 
 /// How long and at what price a proof is tried.
@@ -94,25 +105,40 @@ pub fn restore_point(point: &PointId) -> String {
 /// # Errors
 /// What was in the way last.
 pub async fn prove<N: Node>(nodes: &[N], rules: &Rules) -> Result<Proved, Unproved> {
+    let nothing = async || Ok(());
+    let (proved, ()) = prove_with(nodes, rules, nothing).await?;
+    Ok(proved)
+}
+
+/// [`prove`], with something that is read while the marks are made: what it says is as true of the point as the marks are.
+///
+/// # Errors
+/// What was in the way last.
+pub(super) async fn prove_with<N: Node, T>(
+    nodes: &[N],
+    rules: &Rules,
+    beside: impl AsyncFn() -> Result<T, Obstacle>,
+) -> Result<(Proved, T), Unproved> {
     let begun = Instant::now();
     let (mut attempts, mut failures, mut pause) = (0, 0, PAUSES.0);
     loop {
         let outcome = match quiet(nodes, rules).await {
             Ok(()) => {
                 attempts += 1;
-                attempt(nodes, rules, attempts).await
+                attempt(nodes, rules, attempts, beside()).await
             }
             Err(obstacle) => Err(obstacle),
         };
         let obstacle = match outcome {
             Ok(proved) => return Ok(proved),
-            Err(obstacle) => obstacle,
+            Err(obstacle) => or_lost(nodes, obstacle).await,
         };
         tracing::debug!(attempts, "no proof: {obstacle}");
-        failures = if obstacle.is_failure() {
-            failures + 1
-        } else {
-            0
+        failures = match &obstacle {
+            Obstacle::Lost { .. } => FAILURES,
+            // A database that is being restarted comes back: that is waited for as anything else is.
+            Obstacle::Failed { error, .. } if !error.passing => failures + 1,
+            _ => 0,
         };
         let wait = if obstacle.is_for_long() {
             LONG_PAUSE
@@ -134,7 +160,7 @@ pub async fn prove<N: Node>(nodes: &[N], rules: &Rules) -> Result<Proved, Unprov
 }
 
 /// Nothing that will last is in the way.
-async fn quiet<N: Node>(nodes: &[N], rules: &Rules) -> Result<(), Obstacle> {
+pub(super) async fn quiet<N: Node>(nodes: &[N], rules: &Rules) -> Result<(), Obstacle> {
     let seen = all(nodes, |node| node.observe(Look::Holders)).await?;
     let lasting = |holder: &XidHolder| older(holder, LONG);
     let holding = in_the_way(nodes, &seen, rules, lasting)?;
@@ -147,33 +173,115 @@ async fn quiet<N: Node>(nodes: &[N], rules: &Rules) -> Result<(), Obstacle> {
     })
 }
 
-/// Drain, mark, prove: one attempt, under a name of its own.
-pub(super) async fn attempt<N: Node>(
+/// Drain, mark, prove, flush: one attempt, under a name of its own.
+pub(super) async fn attempt<N: Node, T>(
     nodes: &[N],
     rules: &Rules,
     attempts: u32,
-) -> Result<Proved, Obstacle> {
-    let (created, asked) = (Timestamp::now(), Instant::now());
-    let point = PointId::generate(created);
+    beside: impl Future<Output = Result<T, Obstacle>>,
+) -> Result<(Proved, T), Obstacle> {
+    let drained = drained(nodes, rules).await?;
+    let marked = marked(nodes, drained, beside).await?;
+    let proved = proved(nodes, rules, marked, attempts).await?;
+    flushed(nodes, &proved.0).await?;
+    Ok(proved)
+}
+
+/// The point that is proved is on every node's disk. Until then the crash of a node may lose its restore point, though nothing
+/// that the proof saw.
+pub(super) async fn flushed<N: Node>(nodes: &[N], proved: &Proved) -> Result<(), Obstacle> {
+    let name = restore_point(&proved.point);
+    let flushed = all(nodes, |node| node.flush(name.clone())).await;
+    flushed.map(drop)
+}
+
+/// If a node failed: the first node that is lost, if one is.
+pub(super) async fn or_lost<N: Node>(nodes: &[N], obstacle: Obstacle) -> Obstacle {
+    if !obstacle.is_failure() {
+        return obstacle;
+    }
+    let asked = join_all(nodes.iter().map(Node::lost)).await;
+    let lost = asked.into_iter().zip(nodes).find_map(|(lost, node)| {
+        let node = node.name();
+        lost.map(|error| Obstacle::Lost { node, error })
+    });
+    lost.unwrap_or(obstacle)
+}
+
+/// Nodes on which nobody held an id, after their snapshots were taken.
+#[derive(Debug)]
+pub(super) struct Drained {
+    asked: Instant,
+    s1: Vec<Observed>,
+    accepted: Vec<(usize, XidHolder)>,
+}
+
+/// S1 on every node, then N1 on every node.
+pub(super) async fn drained<N: Node>(nodes: &[N], rules: &Rules) -> Result<Drained, Obstacle> {
+    let asked = Instant::now();
     let s1 = all(nodes, |node| node.observe(Look::Snapshot)).await?;
     let n1 = all(nodes, |node| node.observe(Look::Holders)).await?;
-    let before = nobody(nodes, &n1, rules)?;
-    let marks = all(nodes, |node| node.mark(restore_point(&point))).await?;
+    let accepted = nobody(nodes, &n1, rules)?;
+    Ok(Drained {
+        asked,
+        s1,
+        accepted,
+    })
+}
+
+/// Nodes that have made their restore points after they were drained.
+#[derive(Debug)]
+pub(super) struct Marked<T> {
+    drained: Drained,
+    point: PointId,
+    created: Timestamp,
+    marks: Vec<MarkResult>,
+    beside: T,
+}
+
+/// The restore point on every node and, at the same time, `beside`.
+pub(super) async fn marked<N: Node, T>(
+    nodes: &[N],
+    drained: Drained,
+    beside: impl Future<Output = Result<T, Obstacle>>,
+) -> Result<Marked<T>, Obstacle> {
+    let created = Timestamp::now();
+    let point = PointId::generate(created);
+    let marks = all(nodes, |node| node.mark(restore_point(&point)));
+    let (marks, beside) = join(marks, beside).await;
+    Ok(Marked {
+        drained,
+        point,
+        created,
+        marks: marks?,
+        beside: beside?,
+    })
+}
+
+/// N2 on every node, then S2.
+pub(super) async fn proved<N: Node, T>(
+    nodes: &[N],
+    rules: &Rules,
+    marked: Marked<T>,
+    attempts: u32,
+) -> Result<(Proved, T), Obstacle> {
     let last = Look::HoldersThenSnapshot;
     let n2_s2 = all(nodes, |node| node.observe(last)).await?;
     let after = nobody(nodes, &n2_s2, rules)?;
-    nothing_ended(nodes, &s1, &n2_s2)?;
-    if gids(&before) != gids(&after) {
+    let drained = &marked.drained;
+    nothing_ended(nodes, &drained.s1, &n2_s2)?;
+    if gids(&drained.accepted) != gids(&after) {
         return Err(Obstacle::Doubtful);
     }
-    Ok(Proved {
-        point,
-        created,
-        marks,
+    let proved = Proved {
+        point: marked.point,
+        created: marked.created,
+        marks: marked.marks,
         attempts,
-        window: asked.elapsed(),
+        window: drained.asked.elapsed(),
         in_doubt: after,
-    })
+    };
+    Ok((proved, marked.beside))
 }
 
 /// Asks all nodes at the same time, and waits for all answers.

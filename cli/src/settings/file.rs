@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::Options;
+use super::proxy::ProxySettings;
 use crate::failure::{Failure, Result};
 
 /// What the file says for `profile`, combined with what it says for all. A file that is not named
@@ -74,7 +75,11 @@ fn options(path: &Path, place: &str, table: Table) -> Result<Options> {
             Failure::usage(format!("`{path}`: `{place}{key}`: {why}"))
         };
         let one = Table::from_iter([(key.clone(), value)]);
-        let one: Options = one.try_into().map_err(wrong)?;
+        let one = if ProxySettings::KEYS.contains(&key.as_str()) {
+            Options::from(one.try_into::<ProxySettings>().map_err(wrong)?)
+        } else {
+            one.try_into::<Options>().map_err(wrong)?
+        };
         all = all.combine(one);
     }
     if all.s3_credentials_file.is_some() && all.s3_credentials_command.is_some() {
@@ -97,6 +102,9 @@ fn check_ranges(path: &Path, place: &str, options: &Options) -> Result<()> {
         _ => Ok(()),
     };
     within("jobs", options.jobs.map(i64::from), 1, 64)?;
+    let port = |port: Option<u16>| port.map(i64::from);
+    within("proxy-port", port(options.proxy.port), 1, 65_535)?;
+    within("agent-port", port(options.proxy.agent_port), 1, 65_535)?;
     within("level", options.level.map(i64::from), 1, 19)?;
     let (lease_ttl, shortest) = (options.lease_ttl.map(i64::from), super::MIN_LEASE_TTL);
     within("lease-ttl", lease_ttl, shortest, 3600)?;
@@ -109,7 +117,15 @@ fn check_ranges(path: &Path, place: &str, options: &Options) -> Result<()> {
 }
 
 fn one_line(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ").trim().to_owned()
+    let mut text = error.message().replace('\n', " ").trim().to_owned();
+    if text.starts_with("unknown field") {
+        for key in ProxySettings::KEYS {
+            text.push_str(", `");
+            text.push_str(key);
+            text.push('`');
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -142,7 +158,7 @@ mod tests {
 
     #[test]
     fn mistakes_name_file_and_key() {
-        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `lease-ttl`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`, `keep-full`, `keep-days`");
+        insta::assert_snapshot!(message("s3-regoin = 'x'", None), @"`/etc/gs_pitr.toml`: `s3-regoin`: unknown field `s3-regoin`, expected one of `repo`, `s3-endpoint`, `s3-region`, `s3-ca-file`, `s3-credentials-file`, `s3-credentials-command`, `tls-crt`, `tls-key`, `tls-ca`, `insecure-http`, `agent-timeout`, `lease-ttl`, `output`, `no-progress`, `nodes`, `jobs`, `bandwidth`, `level`, `keep-full`, `keep-days`, `proxy-host`, `proxy-port`, `proxy-username`, `proxy-password-file`, `proxies`, `proxy-map`, `proxy-tls`, `proxy-ca`, `agent-port`, `agents`");
         insta::assert_snapshot!(message("[profile.p]\njobs = 'x'", None), @r#"`/etc/gs_pitr.toml`: `profile.p.jobs`: invalid type: string "x", expected u32"#);
         insta::assert_snapshot!(message("repo = 'bucket'", None), @"`/etc/gs_pitr.toml`: `repo`: it does not begin with `s3://`; a repository is written `s3://BUCKET/PREFIX`");
         insta::assert_snapshot!(message("jobs = 1000", None), @"`/etc/gs_pitr.toml`: `jobs`: 1000 is not in 1..=64");

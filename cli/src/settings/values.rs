@@ -111,6 +111,49 @@ impl fmt::Display for Address {
     }
 }
 
+/// `NAME=HOST:PORT`: what is listed as NAME, a `host:port` or a host, is to be reached there.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Named {
+    /// As it is listed, a host in brackets or not.
+    pub(crate) name: String,
+    /// Where it is.
+    pub(crate) address: Address,
+}
+
+impl Named {
+    /// Whether it speaks of this address, and if so, whether by its port too.
+    pub(crate) fn names(&self, listed: &Address) -> Option<bool> {
+        if self.name == listed.to_string() {
+            return Some(true);
+        }
+        let bare = self.name.trim_start_matches('[').trim_end_matches(']');
+        (bare == listed.host).then_some(false)
+    }
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, address)) if !name.is_empty() => Ok(Self {
+                name: name.to_owned(),
+                address: address.parse()?,
+            }),
+            _ => Err(format!("`{text}` is not of the form NAME=HOST:PORT")),
+        }
+    }
+}
+
+impl TryFrom<String> for Named {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// `HOST:PORT=UUID`: the node that an agent's database is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeName {
@@ -280,6 +323,19 @@ mod tests {
             "",
         ] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_addresses() {
+        let at = |text: &str| text.parse::<Address>().unwrap();
+        let named: Named = "10.0.0.5:3307=127.0.0.1:13307".parse().unwrap();
+        assert_eq!(named.names(&at("10.0.0.5:3307")), Some(true));
+        assert_eq!(named.names(&at("10.0.0.5:3308")), None);
+        let host: Named = "[::1]=db1:5432".parse().unwrap();
+        assert_eq!(host.names(&at("[::1]:3307")), Some(false));
+        for bad in ["", "a", "=b:1", "a=b", "a=b:0"] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
         }
     }
 

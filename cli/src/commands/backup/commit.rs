@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use agent_api::OperationStatus;
 use catalog::ids::BackupId;
-use catalog::model::{Consistency, FORMAT, Manifest, ManifestState, NodeBackup, NodePoint, Point};
+use catalog::model::{
+    BackupMode, Consistency, Engine, FORMAT, Manifest, ManifestState, MetadataRef, NodeBackup,
+    NodePoint, Point,
+};
+use catalog::{Catalog, CatalogError};
 use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
@@ -27,6 +31,9 @@ pub(super) struct Head {
     pub(super) backup: BackupId,
     pub(super) started: Timestamp,
     pub(super) label: Option<String>,
+    pub(super) engine: Engine,
+    pub(super) mode: BackupMode,
+    pub(super) parent: Option<BackupId>,
 }
 
 /// Makes the point and the manifest.
@@ -50,6 +57,9 @@ pub(super) fn documents(
         if backup.epoch != part.epoch || point.epoch != part.epoch {
             return Err(wrong("another epoch"));
         }
+        if backup.probackup.is_some() != (head.engine == Engine::Probackup) {
+            return Err(wrong("a copy of another engine"));
+        }
         if point.restore_point != mark.restore_point || point.end_lsn != mark.end_lsn {
             return Err(wrong("another restore point than it made"));
         }
@@ -66,6 +76,10 @@ pub(super) fn documents(
         csn: moment.csn.clone(),
         lock_ms: moment.lock_ms,
         proof: moment.proof.clone(),
+        lock: moment.lock.clone(),
+        metadata: None,
+        label: None,
+        base: None,
         operation: head.operation,
         nodes: points,
         nonce: Uuid::new_v4(),
@@ -75,9 +89,9 @@ pub(super) fn documents(
         format: FORMAT,
         backup_id: head.backup,
         state: ManifestState::Complete,
-        mode: "FULL".into(),
-        engine: "direct".into(),
-        parent: None,
+        mode: head.mode.name().into(),
+        engine: head.engine.name().into(),
+        parent: head.parent,
         label: head.label,
         consistency: moment.consistency,
         unproved: moment
@@ -96,6 +110,29 @@ pub(super) fn documents(
     Ok((point, manifest))
 }
 
+/// Writes what the proxies knew at the point, if there are any.
+///
+/// # Errors
+/// What the store says.
+pub(crate) async fn metadata(
+    catalog: &Catalog,
+    moment: &Moment,
+    printer: &Printer,
+) -> Result<Option<MetadataRef>> {
+    let Some(metadata) = &moment.metadata else {
+        return Ok(None);
+    };
+    match catalog.put_metadata(metadata).await {
+        Ok(written) => Ok(Some(written)),
+        Err(error @ CatalogError::Refused { .. }) => {
+            let message = format!("the proxies' metadata are not kept: {error}");
+            printer.warning(None, &message);
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn answer(part: &Part, status: OperationStatus) -> Result<(NodeBackup, NodePoint)> {
     if let (Some(backup), Some(point)) = (status.backup, status.point) {
         return Ok((*backup, point));
@@ -106,7 +143,13 @@ fn answer(part: &Part, status: OperationStatus) -> Result<(NodeBackup, NodePoint
 
 /// Tells what was made; `copied` is how long each node's copy took.
 pub(super) fn report(manifest: &Manifest, moment: &Moment, copied: &[Duration], printer: &Printer) {
-    let mut text = format!("backup {}", manifest.backup_id);
+    let mut text = format!(
+        "backup {}, {} by {}",
+        manifest.backup_id, manifest.mode, manifest.engine
+    );
+    if let Some(parent) = &manifest.parent {
+        let _ = write!(text, " on {parent}");
+    }
     let mut nodes = Vec::new();
     for (node, copied) in manifest.nodes.iter().zip(copied) {
         if !node.corrupt_pages.is_empty() {
@@ -143,6 +186,20 @@ pub(super) fn report(manifest: &Manifest, moment: &Moment, copied: &[Duration], 
         ),
     };
     let _ = write!(text, "\n  point {}, {of}", moment.point);
+    if let Some(lock) = &moment.lock {
+        let _ = match lock.tries {
+            0 => write!(text, ", without a lock"),
+            1 => write!(text, ", the cluster was locked for {} ms", lock.held_ms),
+            tries => write!(
+                text,
+                ", the cluster was locked {tries} times, {} ms in all",
+                lock.held_ms
+            ),
+        };
+    }
+    if let Some(csn) = &moment.csn {
+        let _ = write!(text, ", CSN {}", printable(csn));
+    }
     for prepared in moment.proof.iter().flat_map(|proof| &proof.in_doubt) {
         let message = format!(
             "the transaction `{}` of database `{}` is in doubt on node {}: a restore brings it back prepared",
@@ -155,10 +212,16 @@ pub(super) fn report(manifest: &Manifest, moment: &Moment, copied: &[Duration], 
     printer.text(&text);
     let fields = json!({
         "backup_id": manifest.backup_id,
+        "mode": manifest.mode,
+        "engine": manifest.engine,
+        "parent": manifest.parent,
         "consistency": manifest.consistency,
         "point": manifest.point,
         "unproved": manifest.unproved,
         "proof": moment.proof,
+        "lock": moment.lock,
+        "lock_ms": moment.lock_ms,
+        "csn": moment.csn,
         "nodes": nodes,
     });
     printer.result("backup", fields);

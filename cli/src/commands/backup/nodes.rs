@@ -10,17 +10,30 @@ use super::BackupArgs;
 use crate::agents::Host;
 use crate::failure::{Failure, Result};
 use crate::settings::values::{Address, NodeName};
+use crate::shipping::Stand;
 use crate::unfinished;
 
-/// One node of the backup.
+/// One node of a backup, or of a point.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Its agent and what it says.
-    pub(super) host: Host,
+    pub(crate) host: Host,
     /// Its id.
-    pub(super) node: Uuid,
+    pub(crate) node: Uuid,
     /// Its open epoch.
-    pub(super) epoch: EpochId,
+    pub(crate) epoch: EpochId,
+}
+
+impl Part {
+    /// As its point is made.
+    pub(crate) fn stand(&self) -> Stand<'_> {
+        Stand {
+            agent: &self.host.agent,
+            node: self.node,
+            epoch: &self.epoch,
+            lend: !self.host.facts.has_credentials,
+        }
+    }
 }
 
 /// What the operator says about which node is which.
@@ -60,7 +73,7 @@ pub(super) fn check_choices(args: &BackupArgs, addresses: &[Address]) -> Result<
     let mut seen: Vec<&Address> = Vec::new();
     for (flag, address) in named.chain(new) {
         if !addresses.contains(address) {
-            let message = format!("`{flag} {address}` is not an agent of `--nodes`");
+            let message = format!("`{flag} {address}` is not one of the agents that are backed up");
             return Err(Failure::usage(message));
         }
         if seen.contains(&address) {
@@ -87,7 +100,7 @@ fn server(host: &Host) -> Result<&ServerFacts> {
 
 /// Refuses what can be seen to go wrong before anything is written: no database, a standby, the same
 /// database twice.
-pub(super) fn check_hosts(hosts: &[Host]) -> Result<()> {
+pub(crate) fn check_hosts(hosts: &[Host]) -> Result<()> {
     for host in hosts {
         let server = server(host)?;
         let name = host.agent.name();

@@ -170,6 +170,27 @@ fn words(record: &OperationRecord) -> String {
         OperationEvent::NodeGivenUp { node_id } => {
             format!("node {node_id} given up: the others are opened without it")
         }
+        OperationEvent::LockIntended { proxies } => {
+            format!("about to lock the cluster through {}", proxies.join(", "))
+        }
+        OperationEvent::LockEnded {
+            tries,
+            held_ms,
+            open,
+        } => {
+            let open = if *open {
+                ""
+            } else {
+                ", not seen to be unlocked"
+            };
+            format!("locked {tries} times, {held_ms} ms in all{open}")
+        }
+        OperationEvent::MetadataReplaced { databases, .. } => {
+            format!(
+                "about to import databases of the proxies: {}",
+                databases.join(", ")
+            )
+        }
         OperationEvent::Ended { error: None } => "ended well".to_owned(),
         OperationEvent::Ended { error: Some(error) } => format!("ended: {error}"),
         _ => "something that a newer version knows".to_owned(),

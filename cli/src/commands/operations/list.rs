@@ -25,7 +25,7 @@ const AT_ONCE: usize = 16;
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum State {
+pub(crate) enum State {
     /// It holds its lease.
     Running,
     /// It has ended well.
@@ -39,7 +39,7 @@ pub(super) enum State {
 }
 
 impl State {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Ended => "ended",
@@ -52,17 +52,17 @@ impl State {
 
 /// One operation as it is shown.
 #[derive(Debug, Serialize)]
-pub(super) struct Shown {
-    pub(super) operation: Uuid,
-    pub(super) kind: Option<String>,
-    pub(super) state: State,
+pub(crate) struct Shown {
+    pub(crate) operation: Uuid,
+    pub(crate) kind: Option<String>,
+    pub(crate) state: State,
     pub(super) begun: Option<Timestamp>,
     /// When its last record was written.
-    pub(super) last: Option<Timestamp>,
+    pub(crate) last: Option<Timestamp>,
     /// What was decided of a restore.
     pub(super) decision: Option<Verdict>,
     pub(super) backup_id: Option<String>,
-    pub(super) by: Option<String>,
+    pub(crate) by: Option<String>,
     /// Why it failed, or cannot be read.
     pub(super) why: Option<String>,
     /// The command that goes on with it.
@@ -70,7 +70,7 @@ pub(super) struct Shown {
 }
 
 /// The leases as they stand, to tell who works.
-pub(super) async fn leases(catalog: &Catalog) -> Result<Vec<StandingLease>> {
+pub(crate) async fn leases(catalog: &Catalog) -> Result<Vec<StandingLease>> {
     let mut leases = Vec::new();
     for scope in [
         LeaseScope::Backup,
@@ -83,7 +83,7 @@ pub(super) async fn leases(catalog: &Catalog) -> Result<Vec<StandingLease>> {
 }
 
 /// What an operation is.
-pub(super) async fn shown(
+pub(crate) async fn shown(
     catalog: &Catalog,
     journal: &JournalledOperation,
     leases: &[StandingLease],

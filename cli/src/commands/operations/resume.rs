@@ -1,13 +1,15 @@
 //! `gs_pitr operations resume`: a restore that was left is brought to its end, from whatever host.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
-use agent_api::{ErrorKind, UnfinishedRestore};
+use agent_api::{ErrorKind, Place, Secret, UnfinishedRestore};
 use catalog::Catalog;
 use catalog::fence::Abandoned;
 use catalog::journal::OperationJournal;
-use catalog::model::{LeaseScope, OperationEvent, RestorePlan, Verdict};
+use catalog::model::{LeaseScope, MetadataAfter, OperationEvent, RestorePlan, Verdict};
 use catalog::repo::JournalledOperation;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -17,8 +19,10 @@ use uuid::Uuid;
 use super::ResumeArgs;
 use super::list::{self, State};
 use super::reach::{self, Reached};
-use crate::commands::restore::{agreed, report};
+use crate::cluster::ProxyAccess;
+use crate::commands::restore::{Clients, IMPORTED, Open, agreed, metadata, report};
 use crate::consent;
+use crate::coordinator::shardingsphere::Switch;
 use crate::failure::{Failure, Result};
 use crate::leased::Leased;
 use crate::operations::{Live, Operation};
@@ -28,6 +32,8 @@ use crate::settings::Settings;
 use crate::{journalled, repo, signals};
 
 const COMMAND: &str = "operations resume";
+/// How long it is tried to lock the cluster: its nodes may be closed already.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What every step needs.
 struct Job<'a> {
@@ -35,19 +41,28 @@ struct Job<'a> {
     settings: &'a Settings,
     printer: &'a Printer,
     live: &'a Live,
+    /// The way to the proxies, if they are known.
+    access: Option<ProxyAccess>,
     cancel: CancellationToken,
+    /// Of the proxies' metadata, by the names of their placeholders.
+    secrets: BTreeMap<String, Secret>,
 }
 
 /// Runs the command.
 pub(super) async fn run(args: &ResumeArgs, settings: &Settings, printer: &Printer) -> Result<()> {
     consent::possible(settings)?;
+    let access = args.proxy.access(settings, printer)?;
+    args.lock.check(access.is_some())?;
+    let secrets = args.secrets.read()?;
     let (live, cancel) = (Live::default(), CancellationToken::new());
     let job = Job {
         args,
         settings,
         printer,
         live: &live,
+        access,
         cancel: cancel.clone(),
+        secrets,
     };
     signals::guarded(Uuid::now_v7(), settings, printer, &live, &cancel, job.run()).await
 }
@@ -138,7 +153,18 @@ impl Job<'_> {
         let (maps, cancel) = (&self.args.map, &self.cancel);
         let mut reached = reach::reach(plan, maps, self.settings, self.printer, cancel).await?;
         reached.retain(|node| !given_up.contains(&node.planned.node_id));
-        self.agreed(id, plan, &reached, decision, &given_up).await?;
+        let switch = self.switch(catalog, id, plan, &reached);
+        let clients = match (decision, &switch) {
+            (Some(Verdict::Commit), Ok(switch)) => {
+                let proxies = switch.access.configured.iter();
+                Some(Clients::KeptOut(proxies.map(ToString::to_string).collect()))
+            }
+            (Some(Verdict::Commit), Err(why)) => Some(Clients::Open(*why)),
+            _ => None,
+        };
+        let found = (reached.as_slice(), given_up.as_slice());
+        self.agreed(id, plan, found, decision, clients.as_ref())
+            .await?;
         let leased = self.lease(catalog, id).await?;
         let restoring = Restoring {
             catalog,
@@ -147,11 +173,44 @@ impl Job<'_> {
             live: self.live,
             operation: id,
             plan,
+            switch: switch.ok(),
         };
         let outcome = self.ended(&restoring, &reached, &given_up).await;
         // Whatever is left is decided, so nobody has to fence it.
         leased.release().await;
         outcome
+    }
+
+    /// How clients are kept out while what is left is switched and opened, or why nobody does.
+    fn switch<'b>(
+        &'b self,
+        catalog: &'b Catalog,
+        operation: Uuid,
+        plan: &RestorePlan,
+        reached: &[Reached<'_>],
+    ) -> std::result::Result<Switch<'b>, Open> {
+        let places = || plan.nodes.iter().map(|node| node.place);
+        if plan.clone || places().all(|place| place == Place::Fresh) {
+            return Err(Open::Beside);
+        }
+        if self.args.lock.is_never() {
+            return Err(Open::AsAsked);
+        }
+        let access = self.access.as_ref().ok_or(Open::NoProxy)?;
+        if places().any(|place| matches!(place, Place::InPlace { .. })) {
+            return Err(Open::Stopped);
+        }
+        let found = reached.iter().filter_map(|node| node.found.as_ref().ok());
+        Ok(Switch {
+            access,
+            silence: self.args.lock.silence(),
+            patience: PATIENCE,
+            agents: found.map(|found| Arc::clone(&found.host.agent)).collect(),
+            catalog,
+            operation,
+            live: self.live,
+            printer: self.printer,
+        })
     }
 
     /// The nodes that are lost for good, now and in earlier runs.
@@ -221,9 +280,9 @@ impl Job<'_> {
         &self,
         id: Uuid,
         plan: &RestorePlan,
-        reached: &[Reached<'_>],
+        (reached, given_up): (&[Reached<'_>], &[Uuid]),
         decision: Option<Verdict>,
-        given_up: &[Uuid],
+        clients: Option<&Clients>,
     ) -> Result<()> {
         let how = match decision {
             Some(Verdict::Commit) => "it is decided, so every node goes forward",
@@ -246,16 +305,23 @@ impl Job<'_> {
             let _ = write!(
                 text,
                 "\n  node {node}: GIVEN UP. The others are opened without it, and go on from the point; bring it back to the \
-                 same point later: gs_pitr restore --id {} --node {node}",
-                plan.backup_id
+                 same point later: gs_pitr restore --point {} --id {} --node {node}",
+                plan.point_id, plan.backup_id
             );
+        }
+        if let Some(clients) = clients {
+            let _ = write!(text, "\n  {}", clients.words());
+        }
+        let forward = decision == Some(Verdict::Commit);
+        let imports = forward && plan.metadata == MetadataAfter::Import && self.access.is_some();
+        if imports {
+            let _ = write!(text, "\n  {IMPORTED}");
         }
         let nodes: Vec<_> = reached
             .iter()
             .map(|node| json!({"node_id": node.planned.becomes, "data_directory": node.planned.target, "state": state(node)}))
             .collect();
-        let forward = decision == Some(Verdict::Commit);
-        let fields = json!({"operation": id, "backup_id": plan.backup_id, "forward": forward, "nodes": nodes, "given_up": given_up});
+        let fields = json!({"operation": id, "backup_id": plan.backup_id, "forward": forward, "nodes": nodes, "given_up": given_up, "clients": clients.map(Clients::fields), "import_metadata": imports});
         self.printer.event("plan", fields, Some(&text));
         agreed("Do this?", self.settings, self.printer, &self.cancel).await
     }
@@ -281,8 +347,13 @@ impl Job<'_> {
             Verdict::Commit => {
                 self.write_given_up(restoring, &journal, given_up).await?;
                 let opened = self.forward(restoring, reached).await?;
-                journalled::ended(&journal, None, self.printer).await;
-                report(COMMAND, restoring.plan, &opened, self.printer);
+                let (access, there) = (self.access.as_ref(), (restoring.catalog, &journal));
+                let plan = restoring.plan;
+                let known = metadata(plan, access, &self.secrets, there, self.printer).await;
+                let why = known.as_ref().err().map(ToString::to_string);
+                journalled::ended(&journal, why.as_deref(), self.printer).await;
+                known?;
+                report(COMMAND, plan, &opened, self.printer);
             }
         }
         Ok(())
@@ -381,6 +452,19 @@ impl Job<'_> {
         let journal = restoring.catalog.operation(restoring.operation).await?;
         let promoted: Vec<_> = journal.promoted().map(|node| node.node_id).collect();
         let promoted = &promoted;
+        // What agents have left of it goes on as soon as it is taken up. From here on all ways lead to where it is given back.
+        let lock = match restoring.locked(&self.cancel).await {
+            Ok(lock) => lock,
+            Err(failure) if failure.kind == ErrorKind::Cancelled => {
+                return Err(restoring.left(failure));
+            }
+            // Nodes are closed and wait: that is worse than a client who is not kept out.
+            Err(failure) => {
+                let message = format!("{}; it goes on without the lock", failure.message);
+                self.printer.warning(failure.node.as_deref(), &message);
+                None
+            }
+        };
         let members = reached.iter().map(|node| async move {
             let is_promoted = promoted.contains(&node.planned.node_id);
             let taken_up = async {
@@ -401,7 +485,7 @@ impl Job<'_> {
                 Err(failure) => away.push(failure),
             }
         }
-        restoring.forward(nodes, away).await
+        restoring.forward(nodes, away, lock).await
     }
 }
 

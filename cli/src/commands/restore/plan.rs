@@ -1,19 +1,27 @@
 //! What becomes of which node: found out and checked before anything is changed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::num::NonZeroU16;
+use std::path::Path;
 
 use agent_api::{ErrorKind, Place, RestoreSpec, TargetFacts};
 use catalog::Catalog;
 use catalog::ids::{BackupId, PointId};
-use catalog::model::{Consistency, Epoch, NodeBackup, NodePoint, PlannedNode, RestorePlan};
-use catalog::repo::{NodeIdentity, NodeMatch, Restorable};
+use catalog::model::{
+    Consistency, Epoch, Manifest, NodeBackup, NodePoint, PlannedNode, RestorePlan,
+};
+use catalog::repo::{NodeIdentity, NodeMatch};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::RestoreArgs;
 use super::places::{self, source, told};
+use super::target::Chosen;
+use super::words::product;
 use crate::agents::Host;
+use crate::chain::chain_of;
 use crate::failure::{Failure, Result};
 use crate::operations::all_or_cancel;
 use crate::printer::bytes;
@@ -57,8 +65,12 @@ pub(super) struct Plan {
     pub(super) operation: Uuid,
     /// The backup.
     pub(super) backup: BackupId,
+    /// What it builds on, the FULL first.
+    pub(super) parents: Vec<Manifest>,
     /// The point.
     pub(super) point: PointId,
+    /// When it was made, if it is another one than the backup's own.
+    pub(super) later: Option<Timestamp>,
     /// What it proves.
     pub(super) consistency: Consistency,
     /// The nodes.
@@ -68,6 +80,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// The backups whose bytes it reads.
+    pub(super) fn reads(&self) -> Vec<BackupId> {
+        let parents = self.parents.iter().map(|it| it.backup_id.clone());
+        parents.chain([self.backup.clone()]).collect()
+    }
+
     /// The plan as it is journalled.
     pub(super) fn document(&self, args: &RestoreArgs) -> RestorePlan {
         let planned = |step: &Step| PlannedNode {
@@ -89,6 +107,7 @@ impl Plan {
             start: !args.no_start,
             discard_old: args.discard_old,
             clone: args.clone,
+            metadata: args.metadata_after(),
             nodes: self.steps.iter().map(planned).collect(),
         }
     }
@@ -105,6 +124,7 @@ impl Plan {
             let spec = RestoreSpec {
                 backup_id: self.backup.clone(),
                 node: step.node.clone(),
+                chain: chain_of(&self.parents, step.node.node_id),
                 point: step.point.clone(),
                 restore: self.operation,
                 nodes: nodes.clone(),
@@ -140,7 +160,10 @@ impl Planner<'_> {
     ///
     /// # Errors
     /// The first thing that would keep the restore from ending well.
-    pub(super) async fn make(&self, found: Restorable) -> Result<Plan> {
+    pub(super) async fn make(&self, chosen: Chosen) -> Result<Plan> {
+        let Chosen { found, is_other } = chosen;
+        let parents = self.catalog.parents(&found.manifest).await?;
+        let later = is_other.then(|| found.point.made());
         let (args, backup) = (self.args, found.manifest.backup_id);
         let all = found.manifest.nodes;
         let nodes = places::chosen(all.clone(), args)?;
@@ -186,11 +209,14 @@ impl Planner<'_> {
         let steps = steps.await?;
         for step in &steps {
             check_managers(step, args)?;
-            check_room(step)?;
+            check_room(step, &parents)?;
+            check_program(step)?;
         }
         Ok(Plan {
             operation: self.operation,
             backup,
+            parents,
+            later,
             point: found.point.point_id,
             consistency: found.point.consistency,
             steps,
@@ -353,12 +379,12 @@ fn check(step: &Wanted, before: &[Wanted], args: &RestoreArgs) -> Result<()> {
         } else {
             has.join(", ")
         };
+        let product = product(major);
         let message = format!(
-            "node {} is of PostgreSQL {major}, and the agent at {name} has programs of: {has}",
+            "node {} is of {product}, and the agent at {name} has programs of: {has}",
             step.node.node_id
         );
-        let next =
-            format!("install PostgreSQL {major} there, or start the agent with its `--pg-bindir`");
+        let next = format!("install {product} there, or start the agent with its `--pg-bindir`");
         return Err(Failure::new(ErrorKind::Incompatible, message)
             .on(name)
             .next(next));
@@ -416,9 +442,50 @@ fn check_managers(step: &Step, args: &RestoreArgs) -> Result<()> {
     Err(failure.next(next))
 }
 
-/// Bytes that the copy needs at least; its agent looks closer.
-fn check_room(step: &Step) -> Result<()> {
-    let (needed, free) = (step.node.plain_bytes, step.there.free_bytes);
+/// A copy that a probackup made is brought back by one of its kind.
+fn check_program(step: &Step) -> Result<()> {
+    let Some(copy) = &step.node.probackup else {
+        return Ok(());
+    };
+    let name = step.host.agent.name();
+    let there = step.host.facts.probackup.clone().unwrap_or_default();
+    let refuse = |what: String, next: String| {
+        let failure = Failure::new(ErrorKind::Incompatible, what).on(name.clone());
+        Err(failure.next(next))
+    };
+    if let Some(missing) = there.missing {
+        let what = format!(
+            "node {} was copied by {}, which cannot run at {name}: {missing}",
+            step.node.node_id, copy.program
+        );
+        let next = format!(
+            "install {} there (`gs_pitr check` says what is missing)",
+            copy.program
+        );
+        return refuse(what, next);
+    }
+    let program = there.program.unwrap_or_default();
+    if Path::new(&program).file_name() != Some(OsStr::new(&copy.program)) {
+        let what = format!(
+            "node {} was copied by {}, and the agent at {name} has `{program}`",
+            step.node.node_id, copy.program
+        );
+        let next = format!(
+            "start that agent with `--probackup /path/to/{}`",
+            copy.program
+        );
+        return refuse(what, next);
+    }
+    Ok(())
+}
+
+/// Bytes that the copy needs at least; its agent looks closer. Of an increment only the part that changed counts as
+/// read, so what it builds on says more.
+fn check_room(step: &Step, parents: &[Manifest]) -> Result<()> {
+    let chain = chain_of(parents, step.node.node_id);
+    let below = chain.iter().map(|link| link.node.plain_bytes).max();
+    let needed = step.node.plain_bytes.max(below.unwrap_or(0));
+    let free = step.there.free_bytes;
     if free >= needed || matches!(step.place, Place::InPlace { .. }) {
         return Ok(());
     }

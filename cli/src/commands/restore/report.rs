@@ -10,7 +10,7 @@ use crate::restoring::Opened;
 
 /// Tells what was brought back, as the result of `command`.
 pub(crate) fn report(command: &str, plan: &RestorePlan, opened: &[Opened], printer: &Printer) {
-    let mut text = format!("restored {}", plan.backup_id);
+    let mut text = format!("restored {} at point {}", plan.backup_id, plan.point_id);
     for node in opened {
         node_text(&mut text, node);
     }

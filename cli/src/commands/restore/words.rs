@@ -3,16 +3,29 @@
 use std::fmt::Write as _;
 
 use agent_api::Place;
+use catalog::model::Consistency;
 use serde_json::{Value, json};
 
-use super::RestoreArgs;
 use super::places::source;
 use super::plan::{Plan, Step};
+use super::{Clients, IMPORTED, RestoreArgs};
 use crate::printer::bytes;
 
 /// The plan for people.
-pub(super) fn text(plan: &Plan, args: &RestoreArgs) -> String {
+pub(super) fn text(plan: &Plan, args: &RestoreArgs, clients: &Clients) -> String {
     let mut text = format!("plan: restore {}", plan.backup);
+    if let Some(made) = plan.later {
+        let of = match plan.consistency {
+            Consistency::Cluster => "of the whole cluster",
+            Consistency::PerNode => "consistent per node only",
+        };
+        let made = made.strftime("%Y-%m-%d %H:%M:%S%.3fZ");
+        let _ = write!(
+            text,
+            " and roll it forward to point {}, made {made}, {of}",
+            plan.point
+        );
+    }
     for step in &plan.steps {
         node(&mut text, step, args);
     }
@@ -22,7 +35,7 @@ pub(super) fn text(plan: &Plan, args: &RestoreArgs) -> String {
         let others: Vec<_> = others.collect();
         let _ = write!(
             text,
-            "\n  these nodes of the backup are left as they are: {}\n    the others go back to the backup's point without them: what was written to both since then is on one side only",
+            "\n  these nodes of the backup are left as they are: {}\n    the others go back to the point without them: what was written to both since then is on one side only",
             others.join(", ")
         );
     }
@@ -46,6 +59,12 @@ pub(super) fn text(plan: &Plan, args: &RestoreArgs) -> String {
             "\n  THERE IS NO WAY BACK: what is there now is stopped and removed before the copies are made; {started}"
         ),
     };
+    if over || args.target_dir.is_none() {
+        let _ = write!(text, "\n  {}", clients.words());
+    }
+    if args.import_metadata {
+        let _ = write!(text, "\n  {IMPORTED}");
+    }
     if args.clone {
         text.push_str("\n  each is a clone: a new node of the repository; the originals and their WAL stay as they are");
     }
@@ -56,10 +75,10 @@ fn node(text: &mut String, step: &Step, args: &RestoreArgs) {
     let facts = &step.host.facts;
     let _ = write!(
         text,
-        "\n  node {} ({}, PostgreSQL {}, {})\n    to agent {} on {}: directory {}, port {}\n    recovered to {} at {}, timeline {}",
+        "\n  node {} ({}, {}, {})\n    to agent {} on {}: directory {}, port {}\n    recovered to {} at {}, timeline {}",
         step.node.node_id,
         source(&step.node),
-        step.node.server_version_num / 10_000,
+        product(step.node.server_version_num / 10_000),
         bytes(step.node.plain_bytes),
         step.host.agent.name(),
         facts.host,
@@ -132,13 +151,21 @@ fn now_there(step: &Step) -> String {
         .filter(|size| *size > 0)
         .map(|size| format!(", {}", bytes(size)));
     let size = size.unwrap_or_default();
-    let major = cluster.major;
+    let product = product(cluster.major);
     match (cluster.running, cluster.port) {
         (true, Some(port)) => {
-            format!("its running database, PostgreSQL {major}, port {port}{size}")
+            format!("its running database, {product}, port {port}{size}")
         }
-        (true, None) => format!("its running database, PostgreSQL {major}{size}"),
-        (false, _) => format!("its database, PostgreSQL {major}, stopped"),
+        (true, None) => format!("its running database, {product}{size}"),
+        (false, _) => format!("its database, {product}, stopped"),
+    }
+}
+
+/// What a server of this major version is. All openGauss call themselves 9.2.
+pub(super) fn product(major: u32) -> String {
+    match major {
+        9 => "openGauss".to_owned(),
+        _ => format!("PostgreSQL {major}"),
     }
 }
 
@@ -151,7 +178,7 @@ fn kept_as(step: &Step) -> String {
 }
 
 /// The plan for machines.
-pub(super) fn fields(plan: &Plan, args: &RestoreArgs) -> Value {
+pub(super) fn fields(plan: &Plan, args: &RestoreArgs, clients: &Clients) -> Value {
     let steps: Vec<_> = plan
         .steps
         .iter()
@@ -162,12 +189,15 @@ pub(super) fn fields(plan: &Plan, args: &RestoreArgs) -> Value {
         "operation": plan.operation,
         "backup_id": plan.backup,
         "point": plan.point,
+        "point_made": plan.later,
+        "consistency": plan.consistency,
         "start": !args.no_start,
         "clone": args.clone,
         "discard_old": args.discard_old,
         "way_back": !args.in_place,
         "nodes": steps,
         "left_out": others,
+        "clients": clients.fields(),
     })
 }
 

@@ -1,8 +1,9 @@
 //! A model of nodes and clients, in which every order of events is tried against the real [`attempt`].
 //!
 //! A commit is three events, as in the server: its record is in the WAL; the snapshot no longer shows it as
-//! running; its lock is gone. A restore point has what was in the WAL before it. A step is left out of the
-//! proof by having the nodes answer what it wants to hear.
+//! running; its lock is gone. On openGauss it has a number before all that, and that is what its snapshots show. A
+//! restore point has what was in the WAL before it. A step is left out of the proof by having the nodes answer what it
+//! wants to hear.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -29,6 +30,13 @@ enum Without {
     Order,
 }
 
+/// Whose snapshots they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    PostgreSql,
+    OpenGauss,
+}
+
 /// How a client commits on several nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
@@ -46,6 +54,8 @@ enum Stage {
     /// It has an id, and its lock.
     Holds,
     Prepared,
+    /// openGauss: it has the number of its commit.
+    Numbered,
     /// Its commit record is written.
     InWal,
     /// No snapshot shows it as running.
@@ -82,15 +92,20 @@ impl Client {
     }
 
     /// What leg `at` may do now.
-    fn next(&self, at: usize) -> Option<Stage> {
+    fn next(&self, at: usize, kind: Kind) -> Option<Stage> {
+        let commit = match kind {
+            Kind::PostgreSql => Stage::InWal,
+            Kind::OpenGauss => Stage::Numbered,
+        };
         let all = |stage| self.legs.iter().all(|leg| leg.stage >= stage);
         let before_done = self.legs[..at].iter().all(|leg| leg.stage == Stage::Done);
         let one_by_one = self.way == Way::OneByOne;
         match self.legs[at].stage {
             Stage::Idle => Some(Stage::Holds),
             Stage::Holds if !one_by_one => Some(Stage::Prepared),
-            Stage::Holds => (all(Stage::Holds) && before_done).then_some(Stage::InWal),
-            Stage::Prepared => all(Stage::Prepared).then_some(Stage::InWal),
+            Stage::Holds => (all(Stage::Holds) && before_done).then_some(commit),
+            Stage::Prepared => all(Stage::Prepared).then_some(commit),
+            Stage::Numbered => Some(Stage::InWal),
             Stage::InWal => Some(Stage::Visible),
             Stage::Visible => Some(Stage::Done),
             Stage::Done => None,
@@ -123,9 +138,12 @@ struct Pending {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
+    kind: Kind,
     clients: Vec<Client>,
     /// Per node: the last id given out.
     last_xid: Vec<u32>,
+    /// Per node: the last commit number given out.
+    last_number: Vec<u32>,
     /// Per node: ids that ended, as bits.
     ended: Vec<u32>,
     marked: Vec<bool>,
@@ -135,10 +153,12 @@ struct World {
 }
 
 impl World {
-    fn new(clients: &[Client], nodes: usize) -> Self {
+    fn new(kind: Kind, clients: &[Client], nodes: usize) -> Self {
         Self {
+            kind,
             clients: clients.to_vec(),
             last_xid: vec![0; nodes],
+            last_number: vec![0; nodes],
             ended: vec![1; nodes],
             marked: vec![false; nodes],
             pending: vec![Pending::default(); nodes],
@@ -155,14 +175,19 @@ impl World {
                 self.last_xid[node] += 1;
                 leg.xid = self.last_xid[node];
             }
+            Stage::Numbered => self.last_number[node] += 1,
             Stage::InWal => leg.in_point = !self.marked[node],
             Stage::Visible => self.ended[node] |= 1 << leg.xid,
             Stage::Idle | Stage::Prepared | Stage::Done => {}
         }
     }
 
-    /// As `txid_current_snapshot()`: an upper bound behind the last id that ended, and what runs below it.
+    /// As `txid_current_snapshot()`: an upper bound behind the last id that ended, and what runs below it. On openGauss
+    /// as `gs_get_next_xid_csn()`.
     fn snapshot(&self, node: usize) -> String {
+        if self.kind == Kind::OpenGauss {
+            return format!("{}:{}", self.last_xid[node] + 1, self.last_number[node] + 1);
+        }
         let ended = self.ended[node];
         let bound = 32 - ended.leading_zeros();
         let runs = (0..bound).filter(|xid| ended & (1 << xid) == 0);
@@ -188,7 +213,8 @@ impl World {
     fn moves(&self) -> Vec<Move> {
         let mut moves = Vec::new();
         for (number, client) in self.clients.iter().enumerate() {
-            let legs = (0..client.legs.len()).filter_map(|leg| Some((leg, client.next(leg)?)));
+            let legs = 0..client.legs.len();
+            let legs = legs.filter_map(|leg| Some((leg, client.next(leg, self.kind)?)));
             moves.extend(legs.map(|(leg, stage)| Move::Client(number, leg, stage)));
         }
         let asked = self.pending.iter().enumerate();
@@ -342,6 +368,10 @@ impl Node for ModelNode {
             made: Timestamp::UNIX_EPOCH,
         })
     }
+
+    async fn flush(&self, _: String) -> Result<(), ApiError> {
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -364,10 +394,11 @@ fn play(
         world: Rc::clone(&world),
     };
     let nodes: Vec<_> = (0..start.marked.len()).map(node).collect();
-    let mut proof = std::pin::pin!(attempt(&nodes, rules, 1));
+    let nothing = std::future::ready(Ok(()));
+    let mut proof = std::pin::pin!(attempt(&nodes, rules, 1, nothing));
     let mut cx = Context::from_waker(Waker::noop());
     let mut ended = match proof.as_mut().poll(&mut cx) {
-        Poll::Ready(outcome) => Some(outcome),
+        Poll::Ready(outcome) => Some(outcome.map(|(proved, ())| proved)),
         Poll::Pending => None,
     };
     for step in moves {
@@ -378,7 +409,7 @@ fn play(
             Move::Node(node) => {
                 world.borrow_mut().grant(node, without);
                 if let Poll::Ready(outcome) = proof.as_mut().poll(&mut cx) {
-                    ended = Some(outcome);
+                    ended = Some(outcome.map(|(proved, ())| proved));
                 }
             }
         }
@@ -395,13 +426,19 @@ struct Found {
 }
 
 /// Tries every order, until a point that stands is torn.
-fn explore(clients: &[Client], nodes: usize, without: Without, accept_in_doubt: bool) -> Found {
+fn explore(
+    kind: Kind,
+    clients: &[Client],
+    nodes: usize,
+    without: Without,
+    accept_in_doubt: bool,
+) -> Found {
     let rules = Rules {
         retries: 0,
         timeout: std::time::Duration::ZERO,
         accept_in_doubt,
     };
-    let start = World::new(clients, nodes);
+    let start = World::new(kind, clients, nodes);
     let (mut found, mut seen) = (Found::default(), HashSet::new());
     let mut open = vec![(Vec::new(), play(&start, &[], without, &rules).0)];
     while let Some((path, world)) = open.pop() {
@@ -459,9 +496,15 @@ fn what_the_proof_says_stands_is_never_torn() {
         (&[Client::new(Way::TwoPhase, &[0, 1, 2])], 3),
     ];
     for (clients, nodes) in cases {
-        let found = explore(clients, nodes, Without::Nothing, false);
+        let found = explore(Kind::PostgreSql, clients, nodes, Without::Nothing, false);
         assert!(found.torn.is_none(), "{found:?}");
         assert!(found.stands > 0 && found.states > 500, "{found:?}");
+    }
+    // One more event in each commit: one client at a time, or it takes minutes.
+    for way in [Way::TwoPhase, Way::OneByOne] {
+        let client = [Client::new(way, &[1, 0])];
+        let found = explore(Kind::OpenGauss, &client, 2, Without::Nothing, false);
+        assert!(found.torn.is_none() && found.stands > 0, "{found:?}");
     }
 }
 
@@ -473,7 +516,7 @@ fn each_part_of_the_proof_is_needed() {
         Without::N1AndN2,
         Without::Order,
     ] {
-        let found = explore(&two_clients(), 2, without, false);
+        let found = explore(Kind::PostgreSql, &two_clients(), 2, without, false);
         assert!(
             found.torn.is_some(),
             "nothing torn without {without:?}: {found:?}"
@@ -485,8 +528,23 @@ fn each_part_of_the_proof_is_needed() {
 #[test]
 fn the_first_look_at_holders_is_an_early_one() {
     let client = [Client::new(Way::TwoPhase, &[0, 1])];
-    let found = explore(&client, 2, Without::N1, false);
+    let found = explore(Kind::PostgreSql, &client, 2, Without::N1, false);
     assert!(found.torn.is_none() && found.stands > 0, "{found:?}");
+}
+
+/// Its snapshots show a commit before its record is written: one that was numbered before S1, and written after the mark, is
+/// seen by N1 alone.
+#[test]
+fn on_opengauss_the_first_look_at_holders_is_part_of_the_proof() {
+    for without in [Without::N1, Without::Snapshots] {
+        // Its snapshots have no bound that another client would have to raise.
+        let client = [Client::new(Way::TwoPhase, &[0, 1])];
+        let found = explore(Kind::OpenGauss, &client, 2, without, false);
+        assert!(
+            found.torn.is_some(),
+            "nothing torn without {without:?}: {found:?}"
+        );
+    }
 }
 
 #[test]
@@ -495,9 +553,9 @@ fn a_transaction_in_doubt_is_refused_or_listed() {
         Client::new(Way::InDoubt, &[0, 1]),
         Client::new(Way::OneByOne, &[0]),
     ];
-    let refused = explore(&clients, 2, Without::Nothing, false);
+    let explore = |accept| explore(Kind::PostgreSql, &clients, 2, Without::Nothing, accept);
+    let (refused, listed) = (explore(false), explore(true));
     assert!(refused.torn.is_none(), "{refused:?}");
-    let listed = explore(&clients, 2, Without::Nothing, true);
     assert!(listed.torn.is_none(), "{listed:?}");
     assert!(listed.stands > refused.stands, "{refused:?} {listed:?}");
 }
