@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use support::bench::{fill, goal, mc, median, ready_mc, shell};
 use support::fleet::{Fleet, wait};
 use support::minio::{self, Minio};
 use support::os;
@@ -72,89 +73,20 @@ fn measure(minio: &Minio, agents: &[u32], work: impl FnOnce()) -> Cost {
     }
 }
 
-fn shell(script: &str, environment: &[(&str, &str)]) {
-    let mut command = os::command("/bin/bash");
-    command
-        .args(["-c", &format!("set -euo pipefail; {script}")])
-        .envs(environment.iter().copied());
-    let output = command.stdin(Stdio::null()).output().expect("bash");
-    assert!(
-        output.status.success(),
-        "{script}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-async fn fill(cluster: &Cluster) -> u64 {
-    let sql = format!(
-        "CREATE TABLE data (id uuid, amount double precision, other double precision, words text);
-         INSERT INTO data SELECT gen_random_uuid(), random() * 1e6, random(), (
-             SELECT string_agg((ARRAY['amber','basin','cedar','delta','ember','fjord','grove','haven','inlet','jetty','knoll','ledge',
-                 'marsh','north','ocean','plain','quarry','ridge','shore','tundra'])[1 + ((g * 7919 + w * 104729 + (random() * 19)::int) % 20)], ' ')
-             FROM generate_series(1, 10) w) FROM generate_series(1, {ROWS}::bigint) g;
-         CREATE INDEX ON data (id);"
-    );
-    cluster.execute(&sql).await;
-    cluster.execute("VACUUM FREEZE data").await;
-    cluster.execute("CHECKPOINT").await;
-    let size = cluster
-        .query_one(
-            "postgres",
-            "SELECT sum(pg_database_size(oid)) FROM pg_database",
-        )
-        .await;
-    size.parse().expect("a number")
-}
-
 /// The peer: what an administrator would write in one line.
 struct Pipe<'a> {
-    mc: PathBuf,
-    config: PathBuf,
+    mc: String,
     cluster: &'a Cluster,
     bucket: String,
 }
 
 impl Pipe<'_> {
     fn new<'a>(mc: &Path, minio: &Minio, cluster: &'a Cluster, directory: &Path) -> Pipe<'a> {
-        let config = directory.join("mc");
-        let authorities = config.join("certs/CAs");
-        fs::create_dir_all(&authorities).expect("the CA directory");
-        fs::write(authorities.join("ca.crt"), minio.ca_pem().expect("TLS")).expect("the CA");
-        // The databases' user may not be able to reach the place where it is installed.
-        let reachable = directory.join("bin/mc");
-        fs::copy(mc, &reachable).expect("mc");
-        let (user, password) = minio.keys();
-        let pipe = Pipe {
-            mc: reachable,
-            config,
+        Pipe {
+            mc: ready_mc(mc, minio, directory),
             cluster,
             bucket: minio.bucket().to_owned(),
-        };
-        for path in [
-            &pipe.config,
-            &pipe.config.join("certs"),
-            &authorities,
-            &authorities.join("ca.crt"),
-        ] {
-            os::give(path);
         }
-        shell(
-            &format!(
-                "{} alias set b {} {user} {password}",
-                pipe.mc(),
-                minio.endpoint()
-            ),
-            &[],
-        );
-        pipe
-    }
-
-    fn mc(&self) -> String {
-        format!(
-            "'{}' --quiet --config-dir '{}'",
-            self.mc.display(),
-            self.config.display()
-        )
     }
 
     fn back_up(&self) {
@@ -167,8 +99,7 @@ impl Pipe<'_> {
         shell(
             &format!(
                 "{dump} | zstd -1 -T2 -q | {} pipe b/{}/base.tar.zst",
-                self.mc(),
-                self.bucket
+                self.mc, self.bucket
             ),
             &[],
         );
@@ -176,7 +107,7 @@ impl Pipe<'_> {
 
     fn restore(&self, target: &Path) {
         let target = target.display();
-        let fetch = format!("{} cat b/{}/base.tar.zst", self.mc(), self.bucket);
+        let fetch = format!("{} cat b/{}/base.tar.zst", self.mc, self.bucket);
         shell(
             &format!(
                 "mkdir '{target}'; {fetch} | zstd -d -q | tar -x -C '{target}'; find '{target}' -type f -print0 | xargs -0 sync"
@@ -203,11 +134,6 @@ fn fetch_seconds(mut command: Command) -> f64 {
     (entered["recovering"] - entered["fetching"]).as_secs_f64()
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 fn row(name: &str, costs: &[Cost]) {
     let walls: Vec<String> = costs
         .iter()
@@ -220,11 +146,6 @@ fn row(name: &str, costs: &[Cost]) {
         median(costs.iter().map(|cost| cost.cpu).collect()),
         median(costs.iter().map(|cost| cost.store_cpu).collect()),
     );
-}
-
-fn goal(name: &str, measured: f64, bound: f64) {
-    let verdict = if measured <= bound { "met" } else { "missed" };
-    println!("GOAL {name} {measured:.2} <= {bound} {verdict}");
 }
 
 async fn bench(mc: PathBuf, minio: Minio) {
@@ -243,7 +164,7 @@ async fn bench(mc: PathBuf, minio: Minio) {
     os::give(&restored);
     let root = restored.display().to_string();
     fleet.add_host("other", &["--allow-root", &root]);
-    let size = fill(fleet.hosts[0].cluster.as_ref().expect("a database")).await;
+    let size = fill(fleet.hosts[0].cluster.as_ref().expect("a database"), ROWS).await;
     println!(
         "one node, PostgreSQL {}, {:.2} GB; MinIO over TLS; {ROUNDS} rounds, interleaved",
         installation.major,
@@ -327,14 +248,6 @@ async fn bench(mc: PathBuf, minio: Minio) {
         .max()
         .unwrap_or(0);
     goal("agent_rss_mib", rss as f64, 256.0);
-}
-
-fn mc() -> Option<PathBuf> {
-    let beside = minio::binary()?.with_file_name("mc");
-    let found = std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|place| place.join("mc"))
-        .find(|path| path.is_file());
-    found.or_else(|| Some(beside).filter(|path| path.is_file()))
 }
 
 fn main() {

@@ -9,29 +9,23 @@
 )]
 
 use std::fs::{self, File};
-use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use pipeline::budget::Budget;
 use pipeline::index::{FilePacker, IndexBuilder};
 use pipeline::meter::Meter;
 use pipeline::pack::{FRAME_PLAIN_MAX, KeyOf, PackOptions, PackSet};
-use pipeline::store::{
-    Detail, Key, ObjectBody, ObjectMeta, ObjectStore, Part, Sha256Digest, StoreError, UploadId,
-};
+use pipeline::store::{Key, ObjectStore};
 use pipeline::throttle::Throttle;
-use pipeline::upload::{UploadJournal, Uploader};
+use pipeline::upload::Uploader;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
+use support::bench::{Sink, median};
 use tokio_util::sync::CancellationToken;
 
 const MIB: usize = 1 << 20;
@@ -40,107 +34,6 @@ const ROUNDS: usize = 7;
 const PLAIN: usize = 384 * MIB;
 const BUDGET: usize = 128 * MIB;
 const GOAL: f64 = 0.85;
-
-/// A stand-in: a store that says yes and drops what it gets.
-#[derive(Debug)]
-struct Sink;
-
-fn refused<T>(operation: &'static str) -> Result<T, StoreError> {
-    Err(StoreError::NotFound(Detail::new(
-        operation,
-        "",
-        "a sink has nothing",
-    )))
-}
-
-fn meta(key: &Key, size: u64) -> ObjectMeta {
-    ObjectMeta {
-        key: key.clone(),
-        size,
-        etag: None,
-        checksum: None,
-        last_modified: None,
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Sink {
-    fn describe(&self) -> String {
-        "a sink (a stand-in)".into()
-    }
-
-    async fn now(&self) -> Result<SystemTime, StoreError> {
-        Ok(SystemTime::now())
-    }
-
-    async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<ObjectMeta, StoreError> {
-        Ok(meta(key, body.len() as u64))
-    }
-
-    async fn get(&self, _: &Key, _: Option<Range<u64>>) -> Result<ObjectBody, StoreError> {
-        refused("get")
-    }
-
-    async fn head(&self, _: &Key) -> Result<ObjectMeta, StoreError> {
-        refused("head")
-    }
-
-    fn list(&self, _: &str) -> BoxStream<'static, Result<ObjectMeta, StoreError>> {
-        futures_util::stream::empty().boxed()
-    }
-
-    async fn delete(&self, _: &[Key]) -> Result<Vec<StoreError>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    async fn create_upload(&self, key: &Key) -> Result<UploadId, StoreError> {
-        Ok(UploadId(key.to_string()))
-    }
-
-    async fn upload_part(
-        &self,
-        _: &Key,
-        _: &UploadId,
-        number: u32,
-        body: Bytes,
-        sha256: Sha256Digest,
-    ) -> Result<Part, StoreError> {
-        Ok(Part {
-            number,
-            size: body.len() as u64,
-            etag: String::new(),
-            sha256: Some(sha256),
-        })
-    }
-
-    async fn complete_if_absent(
-        &self,
-        key: &Key,
-        _: &UploadId,
-        parts: &[Part],
-    ) -> Result<ObjectMeta, StoreError> {
-        Ok(meta(key, parts.iter().map(|part| part.size).sum()))
-    }
-
-    async fn abort_upload(&self, _: &Key, _: &UploadId) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    async fn list_uploads(&self, _: &Key) -> Result<Vec<UploadId>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    async fn list_parts(&self, _: &Key, _: &UploadId) -> Result<Vec<Part>, StoreError> {
-        refused("list parts")
-    }
-}
-
-#[async_trait]
-impl UploadJournal for Sink {
-    async fn intend(&self, _: &Key) -> Result<(), StoreError> {
-        Ok(())
-    }
-}
 
 /// Rows as a database has them: a head, a uuid as text, doubles, and words. About 2:1 at zstd-1.
 fn rows(length: usize) -> Vec<u8> {
@@ -307,11 +200,6 @@ fn whole_pipeline(runtime: &tokio::runtime::Runtime, file: &File, lanes: usize) 
             .unwrap();
     });
     Run::of(PLAIN, cpu, begun, meter.stored_bytes())
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 fn main() {

@@ -309,6 +309,11 @@ fn order(bucket: &Bucket, node_id: Uuid, epoch: &EpochId) -> StartOperation {
             level: 1,
             label: None,
             fast_checkpoint: true,
+            engine: catalog::model::Engine::Direct,
+            mode: catalog::model::BackupMode::Full,
+            chain: Vec::new(),
+            wal: agent_api::WalMode::Backup,
+            pace: agent_api::Pace::Full,
         }),
         bandwidth: None,
     }

@@ -7,6 +7,8 @@
     reason = "test code: a panic is a failed test, with its reason, and what was tried is told"
 )]
 
+#[path = "mutation_sweep/building.rs"]
+mod building;
 #[path = "mutation_sweep/fixture.rs"]
 mod fixture;
 #[path = "mutation_sweep/mutations.rs"]
@@ -148,7 +150,7 @@ async fn a_repository_that_nobody_touched_has_no_finding() {
         );
     }
     let kinds: BTreeSet<_> = world.objects().keys().map(kind).collect();
-    assert_eq!(kinds.len(), 15, "every kind of object is there: {kinds:?}");
+    assert_eq!(kinds.len(), 17, "every kind of object is there: {kinds:?}");
     for backup in &world.backups {
         let report = world
             .verify_as(Scope::Backup(backup.clone()), Depth::Full)

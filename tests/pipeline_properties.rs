@@ -9,6 +9,8 @@
 mod damage;
 #[path = "pipeline_properties/fixture.rs"]
 mod fixture;
+#[path = "pipeline_properties/random.rs"]
+mod random;
 #[path = "pipeline_properties/uploads.rs"]
 mod uploads;
 
@@ -24,7 +26,7 @@ use proptest::prelude::*;
 use support::skip;
 
 /// One file's bytes: compressible, not compressible, or zeros, of any length around the limits.
-fn content() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn content() -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![
         Just(0_usize),
         1..2000_usize,
@@ -45,7 +47,7 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn files() -> impl Strategy<Value = FileSet> {
+pub(crate) fn files() -> impl Strategy<Value = FileSet> {
     let path = prop::sample::select(vec![
         "PG_VERSION",
         "base/1/1259",

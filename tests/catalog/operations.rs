@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use catalog::Catalog;
 use catalog::journal::{OperationJournal, OperationStart};
-use catalog::model::{Consistency, OperationEvent, Place, PlannedNode, PromotedNode, RestorePlan};
+use catalog::model::{
+    Consistency, MetadataAfter, OperationEvent, Place, PlannedNode, PromotedNode, RestorePlan,
+};
 use catalog::repo::NewNode;
 use pipeline::store::ObjectStore;
 use serde_json::json;
@@ -31,6 +33,7 @@ fn plan(node: Uuid) -> RestorePlan {
         start: true,
         discard_old: false,
         clone: false,
+        metadata: MetadataAfter::Import,
         nodes: vec![PlannedNode {
             node_id: node,
             becomes: node,

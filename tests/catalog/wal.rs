@@ -337,6 +337,30 @@ async fn a_segment_is_looked_for_in_the_parents_up_to_the_fork() {
     assert!(find(&"00000003.history".parse().unwrap()).await.is_err());
 }
 
+/// openGauss opens on the timeline that it was recovered on: a parent's segment of a wanted name is another history.
+#[tokio::test]
+async fn a_parent_on_the_same_timeline_is_not_asked() {
+    let f = fixture().await;
+    let plain = segment(1 << 20);
+    wal::put_segment(&f.uploader, &f.file, 1, &plain[..])
+        .await
+        .unwrap();
+    let new = NewEpoch {
+        parent: Some((f.file.epoch.clone(), "0/7009FB0".into())),
+        ..epoch(f.file.node)
+    };
+    assert_eq!(new.timeline, f.file.name.timeline());
+    let child = f.catalog.start_epoch(new, OPERATION).await.unwrap();
+    let chain = f
+        .catalog
+        .epoch_chain(f.file.node, &child.epoch)
+        .await
+        .unwrap();
+    assert_eq!(chain.len(), 2);
+    let found = wal::find_wal(&*f.store, &chain, &f.file.name).await;
+    assert_eq!(found.unwrap(), None);
+}
+
 #[tokio::test]
 async fn a_store_that_is_away_is_not_the_end_of_wal() {
     let faulty = Arc::new(FaultyStore::default());

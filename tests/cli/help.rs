@@ -1,17 +1,38 @@
-//! Help of every command: its own part as a snapshot, the part that all share once.
+//! Help of every command: its own part as a snapshot, the parts that many share once.
+
+#[path = "help/backups.rs"]
+mod backups;
+#[path = "help/certs.rs"]
+mod certs;
+#[path = "help/points.rs"]
+mod points;
+#[path = "help/restores.rs"]
+mod restores;
+#[path = "help/unlocks.rs"]
+mod unlocks;
 
 use crate::Home;
 
-const COMMANDS: [&[&str]; 14] = [
+const COMMANDS: [&[&str]; 24] = [
     &[],
     &["backup"],
+    &["point"],
+    &["point", "create"],
+    &["point", "list"],
     &["show"],
     &["restore"],
     &["delete"],
     &["prune"],
+    &["check"],
+    &["unlock"],
+    &["metadata"],
     &["operations"],
     &["operations", "resume"],
     &["operations", "discard"],
+    &["wal"],
+    &["wal", "status"],
+    &["wal", "start"],
+    &["wal", "stop"],
     &["certs"],
     &["certs", "init"],
     &["certs", "issue"],
@@ -19,8 +40,19 @@ const COMMANDS: [&[&str]; 14] = [
     &["man"],
 ];
 
-/// What `--help` says: the command's own part, the global options, and the end.
-fn help(command: &[&str]) -> (String, String, String) {
+/// What `--help` says.
+struct Help {
+    /// The command's own part.
+    own: String,
+    /// The options that lead to proxies, where it has them.
+    proxies: Option<String>,
+    /// The options that all commands have.
+    global: String,
+    /// The end.
+    codes: String,
+}
+
+fn help(command: &[&str]) -> Help {
     let mut args = command.to_vec();
     args.push("--help");
     let ran = Home::new().run(&args);
@@ -30,34 +62,61 @@ fn help(command: &[&str]) -> (String, String, String) {
     let (own, rest) = text.split_once("Global options:\n").unwrap();
     let (global, end) = rest.split_once("Examples:\n").unwrap();
     let (examples, codes) = end.split_once("Exit codes:\n").unwrap();
-    (
-        format!("{own}Examples:\n{examples}"),
-        global.to_owned(),
-        codes.to_owned(),
-    )
-}
-
-#[test]
-fn every_help_has_examples_and_ends_with_the_exit_codes() {
-    let (_, global, codes) = help(&[]);
-    assert!(
-        codes
-            .trim_end()
-            .ends_with("130  cancelled          somebody asked for it to stop"),
-        "{codes}"
-    );
-    for command in COMMANDS {
-        let (own, its_global, its_codes) = help(command);
-        assert!(own.contains("\n  gs_pitr "), "{command:?}: {own}");
-        assert_eq!(its_codes, codes, "{command:?}");
-        let bare = |text: &str| text.split("  -h, --help").next().unwrap().trim().to_owned();
-        assert_eq!(bare(&its_global), bare(&global), "{command:?}");
+    let (own, proxies) = match own.split_once("ShardingSphere-Proxy:\n") {
+        None => (own, None),
+        Some((own, proxies)) => (own, Some(proxies.to_owned())),
+    };
+    Help {
+        own: format!("{own}Examples:\n{examples}"),
+        proxies,
+        global: global.to_owned(),
+        codes: codes.to_owned(),
     }
 }
 
 #[test]
+fn every_help_has_examples_and_ends_with_the_exit_codes() {
+    let main = help(&[]);
+    assert!(
+        main.codes
+            .trim_end()
+            .ends_with("130  cancelled          somebody asked for it to stop"),
+        "{}",
+        main.codes
+    );
+    let bare = |text: &str| text.split("  -h, --help").next().unwrap().trim().to_owned();
+    let proxies = help(&["backup"]).proxies.unwrap();
+    let mut ways = Vec::new();
+    for command in COMMANDS {
+        let its = help(command);
+        assert!(its.own.contains("\n  gs_pitr "), "{command:?}: {}", its.own);
+        assert_eq!(its.codes, main.codes, "{command:?}");
+        assert_eq!(bare(&its.global), bare(&main.global), "{command:?}");
+        if let Some(way) = its.proxies {
+            assert_eq!(way.trim_end(), proxies.trim_end(), "{command:?}");
+            ways.push(command.join(" "));
+        }
+    }
+    assert_eq!(
+        ways,
+        [
+            "backup",
+            "point create",
+            "restore",
+            "check",
+            "unlock",
+            "metadata",
+            "operations resume",
+            "wal status",
+            "wal start",
+            "wal stop",
+        ]
+    );
+}
+
+#[test]
 fn global_options() {
-    insta::assert_snapshot!(help(&[]).1, @r"
+    insta::assert_snapshot!(help(&[]).global, @r"
         --repo <s3://BUCKET/PREFIX>
             The repository
 
@@ -151,8 +210,67 @@ fn global_options() {
 }
 
 #[test]
+fn the_way_to_the_proxies() {
+    insta::assert_snapshot!(help(&["backup"]).proxies.unwrap(), @r"
+      -H, --host <HOST>
+              A proxy of the cluster; it names the others, and the data nodes
+
+              [env: GS_PITR_PROXY_HOST]
+
+      -P, --port <PORT>
+              Its port [default: 3307]
+
+              [env: GS_PITR_PROXY_PORT]
+
+      -u, --username <USER>
+              User of all proxies
+
+              [env: GS_PITR_PROXY_USERNAME]
+
+      -p, --password <PASSWORD>
+              Its password, which every process of this host can see here: rather set
+              `GS_PITR_PROXY_PASSWORD`, give `--password-file`, or give none and be asked
+
+          --password-file <FILE>
+              File (mode 0600) with the password in its first line
+
+              [env: GS_PITR_PROXY_PASSWORD_FILE]
+
+          --proxies <HOST:PORT,...>
+              More proxies, as they are reached from here
+
+              [env: GS_PITR_PROXIES]
+
+          --proxy-map <LISTED=HOST:PORT,...>
+              A proxy that is listed as LISTED (`host:port`) is reached at HOST:PORT
+
+              [env: GS_PITR_PROXY_MAP]
+
+          --proxy-tls[=<BOOL>]
+              Talk TLS to the proxies
+
+              [env: GS_PITR_PROXY_TLS]
+
+          --proxy-ca <FILE>
+              Certificates (PEM) that the proxies' are signed by; implies `--proxy-tls`
+
+              [env: GS_PITR_PROXY_CA]
+
+      -a, --agent-port <PORT>
+              Port of the agent on each data node's host [default: 18080]
+
+              [env: GS_PITR_AGENT_PORT]
+
+          --agents <NODE=HOST:PORT,...>
+              The agent of data node NODE (`host:port`, as the proxy has it) is at HOST:PORT
+
+              [env: GS_PITR_AGENTS]
+    ");
+}
+
+#[test]
 fn exit_codes() {
-    insta::assert_snapshot!(help(&[]).2, @r"
+    insta::assert_snapshot!(help(&[]).codes, @r"
       0  ok                 it did what was asked
       1  internal           a bug, or something nobody foresaw
       2  usage              the command line or the configuration is wrong
@@ -174,21 +292,27 @@ fn exit_codes() {
 
 #[test]
 fn main_page() {
-    insta::assert_snapshot!(help(&[]).0, @r"
+    insta::assert_snapshot!(help(&[]).own, @r"
     One backup of a whole cluster, straight into a bucket, and back
 
     Usage: gs_pitr [OPTIONS] <COMMAND>
 
     Commands:
       backup       Back up all nodes to one point
+      point        Make points to recover to without copying anything, or list them
       show         List the backups, or one in detail
       restore      Bring all nodes of a backup back, where they live or in fresh directories, recovered
-                   to its point
+                   to a point
       delete       Delete one backup
       prune        Remove old backups by a retention, and what dead ones left
       verify       Read stored bytes back and find every damage
       check        Find out whether backups and restores will work, and what to mend
+      unlock       Clear a lock that is left on a ShardingSphere cluster, after showing what is known of
+                   it
+      metadata     Compare the databases and rules that the proxies know with those of a point, and
+                   bring those back
       operations   List what ran, show one operation, or finish one that was left
+      wal          Show, start or stop the WAL that the agents ship all the time
       certs        Make certificates for the agents and for this program
       completions  Print a script that completes this program's command line
       man          Print the manual page, or write all of them
@@ -207,272 +331,6 @@ fn main_page() {
       gs_pitr show --repo s3://backups/prod
       gs_pitr restore --repo s3://backups/prod --id 20261121T040233Z-F-9f3c1a2b \
           --nodes db1:18080,db2:18080 --target-dir /srv/restored
-    ");
-}
-
-#[test]
-fn backup() {
-    insta::assert_snapshot!(help(&["backup"]).0, @r"
-    Back up all nodes to one point
-
-    Usage: gs_pitr backup [OPTIONS]
-
-    Options:
-          --nodes <HOST:PORT,...>
-              The agents, one a data node, by their own addresses
-
-              [env: GS_PITR_NODES]
-
-      -j, --jobs <N>
-              Files or ranges that each agent works on at the same time [default: 4]
-
-              [env: GS_PITR_JOBS]
-
-          --bandwidth <RATE>
-              Most bytes a second that each agent sends to or fetches from the bucket, such as 50MiB
-
-              [env: GS_PITR_BANDWIDTH]
-
-      -b, --mode <MODE>
-              Kind of backup; only FULL for now
-
-              [default: FULL]
-              [possible values: FULL]
-
-          --label <TEXT>
-              A word or two about this backup
-
-          --level <N>
-              zstd level, 1 (fast) to 19 (small) [default: 1]
-
-              [env: GS_PITR_LEVEL]
-
-          --spread-checkpoint
-              Let the checkpoint at the start take its time, rather than hurry it
-
-          --lock <WHEN>
-              How the cluster is held still for its point; only `never` without a proxy
-
-              [default: never]
-              [possible values: never]
-
-          --require-cluster
-              Fail if no point of the whole cluster can be proved, rather than make one per node
-
-          --accept-in-doubt
-              Prove the point although transactions stay prepared, and list those in it
-
-          --point-retries <N>
-              Try so often again to prove the point, each time under a new name
-
-              [default: 500]
-
-          --point-timeout <SECONDS>
-              Try to prove the point for so long
-
-              [default: 30]
-
-          --node-id <HOST:PORT=UUID>
-              This agent's database is the node registered as UUID, wherever it lived before
-
-          --new-node <HOST:PORT>
-              This agent's database is a new node, whatever it resembles
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr backup --nodes db1:18080,db2:18080
-      gs_pitr backup --nodes db1:18080,db2:18080 -j 8 --label 'before the upgrade' --bandwidth 50MiB
-      gs_pitr backup --profile prod --output json
-    ");
-}
-
-#[test]
-fn show() {
-    insta::assert_snapshot!(help(&["show"]).0, @r"
-    List the backups, or one in detail
-
-    Usage: gs_pitr show [OPTIONS] [ID]
-
-    Arguments:
-      [ID]
-              The backup's id, or the beginning of one that is unique; without it, all are listed
-
-    Options:
-          --from-mirror
-              Show what the local mirror had when the bucket was last seen; never a basis for a restore
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr show
-      gs_pitr show 20261121T04
-      gs_pitr show --output json
-      gs_pitr show --from-mirror
-    ");
-}
-
-#[test]
-fn restore() {
-    insta::assert_snapshot!(help(&["restore"]).0, @r"
-    Bring all nodes of a backup back, where they live or in fresh directories, recovered to its point
-
-    Usage: gs_pitr restore [OPTIONS] --id <ID>
-
-    Options:
-          --id <ID>
-              The backup's id, or the beginning of one that is unique
-
-          --nodes <HOST:PORT,...>
-              The agents, one a data node, by their own addresses
-
-              [env: GS_PITR_NODES]
-
-      -j, --jobs <N>
-              Files or ranges that each agent works on at the same time [default: 4]
-
-              [env: GS_PITR_JOBS]
-
-          --bandwidth <RATE>
-              Most bytes a second that each agent sends to or fetches from the bucket, such as 50MiB
-
-              [env: GS_PITR_BANDWIDTH]
-
-          --node <NODE>
-              Only this node of the backup; NODE is a node's id, the beginning of one, or its source's
-              host:port
-
-          --map <NODE=HOST:PORT>
-              NODE goes to this agent
-
-          --target-dir <DIR>
-              Fresh directory on the agents' hosts: each node goes to `DIR/<node-id>` [default: over the
-              databases where they live]
-
-          --db-port <NODE=PORT>
-              Port of the restored database [default: the one that is there, or that its agent was told,
-              or the source's]
-
-          --no-start
-              Leave the restored databases stopped
-
-          --clone
-              The restored databases are new nodes beside the originals
-
-          --in-place
-              Remove what is there before the copy is made, for want of room: there is no way back
-
-          --discard-old
-              Remove what was there as soon as all nodes are open
-
-          --manager-paused
-              The cluster manager that is found beside a database is paused or stopped, and leaves it
-              alone
-
-          --stop-early
-              Allow a running database to be stopped before the decision, where the backup's WAL creates
-              a tablespace in a directory that it uses
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080
-      gs_pitr restore --id 20261121T04 --nodes db1:18080,db2:18080 --target-dir /srv/restored --yes
-      gs_pitr restore --id 20261121T04 --nodes new1:18080,new2:18080 --target-dir /srv/restored \
-          --map db1:5432=new1:18080 --map db2:5432=new2:18080 --no-start
-    ");
-}
-
-#[test]
-fn certs() {
-    insta::assert_snapshot!(help(&["certs"]).0, @r"
-    Make certificates for the agents and for this program
-
-    Usage: gs_pitr certs [OPTIONS] <COMMAND>
-
-    Commands:
-      init   Make a CA and the operator's certificate
-      issue  Issue an agent's certificate, or renew the operator's
-      help   Print this message or the help of the given subcommand(s)
-
-    Options:
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr certs init
-      gs_pitr certs issue --name db1 --san db1.example --san 10.0.0.11
-    ");
-}
-
-#[test]
-fn certs_init() {
-    insta::assert_snapshot!(help(&["certs", "init"]).0, @r#"
-    Make a CA and the operator's certificate
-
-    Usage: gs_pitr certs init [OPTIONS]
-
-    Options:
-          --dir <DIR>
-              Where the files go; without it, `~/.gs_pitr/certs`
-
-          --name <CN>
-              Common name of the CA
-
-              [default: "gs_pitr CA"]
-
-          --days <N>
-              Days that the operator's certificate is valid (the CA: ten years)
-
-              [default: 365]
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr certs init
-      gs_pitr certs init --dir /etc/gs_pitr/certs --name 'backup of prod'
-    "#);
-}
-
-#[test]
-fn certs_issue() {
-    insta::assert_snapshot!(help(&["certs", "issue"]).0, @r"
-    Issue an agent's certificate, or renew the operator's
-
-    Usage: gs_pitr certs issue [OPTIONS]
-
-    Options:
-          --name <NAME>
-              Name of the certificate and its files: NAME.crt and NAME.key
-
-          --san <DNS-OR-IP>
-              DNS name or IP address that clients reach the agent under; repeat for more
-
-          --operator
-              Renew the operator's certificate (its key stays)
-
-          --dir <DIR>
-              Where the CA is; without it, `~/.gs_pitr/certs`
-
-          --out <DIR>
-              Where the agent's files go [default: as --dir]
-
-          --days <N>
-              Days that it is valid
-
-              [default: 365]
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-    Examples:
-      gs_pitr certs issue --name db1 --san db1.example --san 10.0.0.11
-      gs_pitr certs issue --name db1 --san db1.example --out /tmp/db1 --days 90
-      gs_pitr certs issue --operator
     ");
 }
 

@@ -65,15 +65,18 @@ fn a_wrong_flag_is_a_result_for_machines_too() {
 }
 
 #[test]
-fn modes_to_come_are_refused_as_such() {
+fn a_parent_goes_with_an_increment_only() {
     let home = Home::new();
-    for mode in ["PTRACK", "delta", "PAGE"] {
-        let (code, kind, message) = home
-            .run(&["backup", "-b", mode, "--output", "json"])
-            .error();
-        assert_eq!((code, kind.as_str()), (2, "usage"));
-        assert!(message.contains("yet"), "{message}");
-    }
+    let args = [
+        "backup", "-b", "full", "--parent", "20261121", "--output", "json",
+    ];
+    let (code, kind, message) = home.run(&args).error();
+    assert_eq!((code, kind.as_str()), (2, "usage"));
+    assert!(message.contains("`--parent`"), "{message}");
+    let args = ["backup", "-b", "HALF", "--output", "json"];
+    let (code, kind, message) = home.run(&args).error();
+    assert_eq!((code, kind.as_str()), (2, "usage"));
+    assert!(message.contains("HALF"), "{message}");
 }
 
 #[test]

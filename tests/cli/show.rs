@@ -65,6 +65,7 @@ fn copy(node: Uuid, epoch: &EpochId) -> NodeBackup {
         plain_bytes: 3 << 20,
         stored_bytes: 1 << 20,
         corrupt_pages: Vec::new(),
+        probackup: None,
         extra: Map::new(),
     }
 }
@@ -82,6 +83,10 @@ async fn backup(catalog: &Catalog, id: &str, node: Uuid, epoch: &EpochId) {
         csn: None,
         lock_ms: 0,
         proof: None,
+        lock: None,
+        metadata: None,
+        label: None,
+        base: None,
         operation,
         nodes: vec![NodePoint {
             node_id: node,
@@ -178,9 +183,9 @@ async fn backups_are_listed_for_people_and_machines() {
     let listed = world.run(&["show"]);
     assert_eq!(listed.code, 0, "{listed:?}");
     insta::assert_snapshot!(listed.stdout, @r"
-    ID                           MODE  STATUS    CONSISTENCY  COMPLETED             NODES  PLAIN    STORED   LABEL
-    20261121T040233Z-F-00000001  FULL  complete  per-node     2026-11-21 04:03:05Z  1      3.0 MiB  1.0 MiB  before the upgrade
-    20261122T040233Z-F-00000002  FULL  complete  per-node     2026-11-21 04:03:05Z  1      3.0 MiB  1.0 MiB  before the upgrade
+    ID                           MODE  ENGINE  STATUS    CONSISTENCY  COMPLETED             NODES  PLAIN    STORED   LABEL
+    20261121T040233Z-F-00000001  FULL  direct  complete  per-node     2026-11-21 04:03:05Z  1      3.0 MiB  1.0 MiB  before the upgrade
+    20261122T040233Z-F-00000002  FULL  direct  complete  per-node     2026-11-21 04:03:05Z  1      3.0 MiB  1.0 MiB  before the upgrade
     ");
 
     let listed = world.run(&["show", "--output", "json"]).result();

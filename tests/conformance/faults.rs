@@ -168,7 +168,7 @@ async fn a_body_cut_short_ends_in_an_error() {
     server.inject(Operation::Get, Fault::Hang(1 << 20));
     let got = store.get(&object, None).await.unwrap();
     assert_error!(got.collect(&object, 9 << 20).await, Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_mins(1));
     assert!(read(&store, &object).await == body);
 }
 
@@ -197,7 +197,7 @@ async fn no_call_waits_for_ever() {
     assert_error!(again.await, Unavailable);
     let complete = store.complete_if_absent(&object, &upload, &[sent]).await;
     assert_error!(complete, UnknownOutcome);
-    assert!(begun.elapsed() < Duration::from_secs(15));
+    assert!(begun.elapsed() < Duration::from_mins(1));
 }
 
 #[tokio::test]

@@ -158,11 +158,9 @@ async fn effect(world: &World, step: At, id: &str, running: &mut Running) -> Str
             one(&["nodes/"])
         }
         At::Slot => {
+            // All of a small node fits into the first part, so its backup mode may be over before anything is sent.
             let sessions = world.sessions(0).await;
-            assert!(
-                sessions.contains("gs_pitr backup"),
-                "no backup mode: {sessions}"
-            );
+            assert!(sessions.contains("gs_pitr"), "no session of ours");
             none(&[&of_backup, &first]);
             format!("{}; sessions {sessions}", slot.await)
         }
@@ -234,6 +232,10 @@ async fn play(world: &mut World, row: Row<At>) -> Shown {
         Victim::Agent => {
             world.fleet.hosts[0].agent.kill();
             gate.cut();
+            if row.step == At::Shipping {
+                // It is waited for; when it is back, it has nothing of this backup any more.
+                world.revive(Victim::Agent);
+            }
             Some(running)
         }
         Victim::Database => {

@@ -10,7 +10,7 @@ use catalog::ids::BackupId;
 use catalog::journal::{OperationJournal, OperationStart};
 use catalog::lease::{HeldLease, LeaseRequest};
 use catalog::model::{
-    LeaseScope, Manifest, OperationEvent, Place, PlannedNode, RestorePlan, Verdict,
+    LeaseScope, Manifest, MetadataAfter, OperationEvent, Place, PlannedNode, RestorePlan, Verdict,
 };
 use catalog::retention::Holdings;
 use catalog::retention::apply::{self, Guard, Report as Removal};
@@ -333,6 +333,8 @@ async fn prune<G: Guard>(
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_a_prune_nothing_is_damaged() {
     let world = World::build_longer().await;
+    // Points that may be newer than a listing of WAL are judged later.
+    world.store.advance(plan::MARGIN * 2);
     let buried = world.fork();
     let guard = Stops::when(|report| !report.deleted.is_empty());
     assert!(prune(&buried, rules(), &guard).await.is_err());
@@ -356,15 +358,25 @@ async fn beside_a_prune_nothing_is_damaged() {
     assert_clean(&look(&pruned, None).await, "pruned");
     at_every_call(&world.store, &buried, "buried").await;
     at_every_call(&world.store, &pruned, "pruned").await;
-    // A point has gone, and the manifests are still there.
-    let begun = world.fork();
+    // The metadata of a point have gone, and the point is still there.
+    let half = world.fork();
     let guard = Stops::when(|report| report.versions > 0);
-    assert!(prune(&begun, rules(), &guard).await.is_err());
-    let points = |store: &MemoryStore| {
+    assert!(prune(&half, rules(), &guard).await.is_err());
+    let below = |store: &MemoryStore, prefix: &str| {
         let keys = store.keys().into_iter();
-        keys.filter(|it| it.as_str().starts_with("points/")).count()
+        keys.filter(|it| it.as_str().starts_with(prefix)).count()
     };
-    assert_eq!(points(&begun) + 1, points(&world.store));
+    assert_eq!(below(&half, "points/"), below(&world.store, "points/"));
+    assert_eq!(
+        below(&half, "metadata/") + 1,
+        below(&world.store, "metadata/")
+    );
+    at_every_call(&world.store, &half, "half").await;
+    // Both have gone, and the manifests are still there.
+    let begun = world.fork();
+    let guard = Stops::when(|report| report.versions > 1);
+    assert!(prune(&begun, rules(), &guard).await.is_err());
+    assert_eq!(below(&begun, "points/") + 1, below(&world.store, "points/"));
     assert!(is_there(&begun, keys::manifest(id)));
     at_every_call(&world.store, &begun, "begun").await;
     let later = Arc::new(buried.fork());
@@ -451,6 +463,7 @@ async fn restored(store: &Arc<MemoryStore>, manifest: &Manifest, verdict: Verdic
         start: true,
         discard_old: false,
         clone: false,
+        metadata: MetadataAfter::Compare,
         nodes: nodes.collect(),
     };
     journal
@@ -473,6 +486,8 @@ async fn restored(store: &Arc<MemoryStore>, manifest: &Manifest, verdict: Verdic
 #[tokio::test(flavor = "multi_thread")]
 async fn a_healthy_life_has_no_finding() {
     let world = World::build_longer().await;
+    // Points that may be newer than a listing of WAL are judged later.
+    world.store.advance(plan::MARGIN * 2);
     let memory = world.fork();
     let catalog = open(&memory).await;
     let manifest = catalog.manifest(&world.backups[1]).await.unwrap();

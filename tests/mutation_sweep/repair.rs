@@ -218,6 +218,8 @@ impl Made {
                 let mut point = catalog.point(manifest.point.as_ref().unwrap()).await?;
                 let id = manifest.backup_id.as_str().replace("-F-", "-P-");
                 (point.point_id, point.nonce) = (id.parse().unwrap(), Uuid::new_v4());
+                // The metadata are the other point's.
+                point.metadata = None;
                 catalog.put_point(&point).await
             }
             Self::Manifest => catalog.commit_backup(manifest).await?.logged.map(drop),

@@ -1,6 +1,6 @@
 //! A copy of made-up files through the pipeline and back, and a store that misbehaves on demand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use pipeline::store::Key;
 use pipeline::throttle::Throttle;
 use pipeline::upload::Uploader;
 use support::faulty_store::FaultyStore;
+pub(crate) use support::files::{Files as FileSet, noise, read_tree};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -30,20 +31,6 @@ pub(crate) const QUICK: RetryPolicy = RetryPolicy {
     first_pause: Duration::from_millis(1),
     longest_pause: Duration::from_millis(4),
 };
-
-/// Bytes that do not compress, the same for the same seed.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_F491_4F6C_DD1D).to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
 
 /// Everything around one copy.
 #[derive(Clone)]
@@ -58,8 +45,6 @@ pub(crate) struct Copy {
     pub(crate) packs: Vec<(Key, PackInfo)>,
     pub(crate) index: (Key, IndexInfo),
 }
-
-pub(crate) type FileSet = BTreeMap<String, Vec<u8>>;
 
 pub(crate) fn pack_key(number: u32) -> Key {
     Key::new(format!("copy/pack-{number:05}")).unwrap()
@@ -185,29 +170,6 @@ pub(crate) fn directories(files: &FileSet) -> BTreeSet<String> {
         }
     }
     directories
-}
-
-/// The files below `root`.
-pub(crate) fn read_tree(root: &Path) -> FileSet {
-    let mut files = FileSet::new();
-    let mut rest = vec![root.to_owned()];
-    while let Some(directory) = rest.pop() {
-        for entry in std::fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                rest.push(path);
-            } else {
-                let name = path
-                    .strip_prefix(root)
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned();
-                files.insert(name, std::fs::read(path).unwrap());
-            }
-        }
-    }
-    files
 }
 
 pub(crate) fn run<F: Future>(future: F) -> F::Output {

@@ -1,11 +1,12 @@
 //! Every upload that was begun is completed or aborted, whatever happens, and a lost reply is no loss.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pipeline::PipelineError;
-use pipeline::pack::PackOptions;
+use pipeline::pack::{PackOptions, PackSet};
 use pipeline::store::{Key, ObjectStore as _, StoreError};
 use pipeline::upload::{Put, put_verified};
 use proptest::prelude::*;
@@ -219,6 +220,41 @@ fn an_object_of_any_size_is_stored_whole_or_not_at_all() {
             world.budget.free_bytes() == 128 * MIB
         })
         .await;
+    });
+}
+
+#[test]
+fn lanes_wait_for_memory_and_make_do_with_less() {
+    run(async {
+        let world = World::new(40 * MIB);
+        let uploader = world.uploader();
+        let open = |patience| {
+            let options = PackOptions {
+                lanes: 2,
+                ..ONE_LANE
+            };
+            PackSet::within(patience, &uploader, Arc::new(pack_key), options)
+        };
+        let others = world.budget.reserve(24 * MIB, "others").unwrap();
+        let none = open(Duration::ZERO).await.map(drop).unwrap_err();
+        assert!(none.to_string().contains("a lane needs"), "{none}");
+        let (opened, ()) = tokio::join!(open(Duration::from_mins(1)), async {
+            tokio::task::yield_now().await;
+            drop(others);
+        });
+        let (set, lanes) = opened.unwrap();
+        assert_eq!(lanes.len(), 2, "what others gave back is enough for both");
+        drop((set, lanes));
+        let _others = world.budget.reserve(12 * MIB, "others").unwrap();
+        let (set, lanes) = open(Duration::ZERO).await.unwrap();
+        assert_eq!(lanes.len(), 1, "there is room for one");
+        drop(set);
+        world.cancel.cancel();
+        let cancelled = open(Duration::from_mins(1)).await.map(drop);
+        assert!(
+            matches!(cancelled, Err(PipelineError::Cancelled)),
+            "{cancelled:?}"
+        );
     });
 }
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::{Fleet, Run};
 use support::postgres::{Cluster, Installation, query_one};
+use support::roll::{archiving, directory};
 
-use crate::roll;
 use crate::transfers::{self, run};
 
 fn database(fleet: &Fleet, number: usize) -> &Cluster {
@@ -125,8 +125,8 @@ async fn what_is_in_the_way_is_named() {
     let bucket = Bucket::double().await;
     let mut fleet = Fleet::new("obstacles", &bucket.config());
     for name in ["node1", "node2"] {
-        let host = fleet.add_database(name, &Installation::newest(), roll::options());
-        roll::directory(&fleet.hosts[host].root.join("archive"));
+        let host = fleet.add_database(name, &Installation::newest(), archiving());
+        directory(&fleet.hosts[host].root.join("archive"));
         transfers::prepare(database(&fleet, host)).await;
     }
     a_long_transaction(&fleet).await;

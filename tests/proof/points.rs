@@ -18,9 +18,10 @@ use support::fleet::Fleet;
 use support::os::{self, Scratch};
 use support::postgres::{self, Cluster, Installation};
 use support::registered::register;
+use support::roll::{Copy, archiving, directory};
 use uuid::Uuid;
 
-use crate::roll::{self, Copy};
+use crate::roll;
 use crate::transfers::{self, Transfers};
 
 #[expect(clippy::print_stdout, reason = "shown by --nocapture and on failure")]
@@ -36,8 +37,8 @@ async fn three_nodes(bucket: &Bucket) -> Fleet {
     let mut fleet = Fleet::new("proof", &bucket.config());
     let installation = Installation::newest();
     for name in ["node1", "node2", "node3"] {
-        let host = fleet.add_database(name, &installation, roll::options());
-        roll::directory(&fleet.hosts[host].root.join("archive"));
+        let host = fleet.add_database(name, &installation, archiving());
+        directory(&fleet.hosts[host].root.join("archive"));
         transfers::prepare(database(&fleet, host)).await;
     }
     fleet
@@ -96,6 +97,11 @@ impl Marker {
                 level: 1,
                 label: None,
                 fast_checkpoint: true,
+                engine: catalog::model::Engine::Direct,
+                mode: catalog::model::BackupMode::Full,
+                chain: Vec::new(),
+                wal: agent_api::WalMode::Backup,
+                pace: agent_api::Pace::Full,
             }),
         };
         let operation = request.operation;
@@ -125,6 +131,11 @@ impl Node for Marker {
     async fn mark(&self, restore_point: String) -> Result<MarkResult, ApiError> {
         let request = MarkRequest { restore_point };
         self.client.mark(self.operation, &request).await
+    }
+
+    async fn flush(&self, restore_point: String) -> Result<(), ApiError> {
+        let request = MarkRequest { restore_point };
+        self.client.flush(self.operation, &request).await.map(drop)
     }
 }
 
@@ -188,8 +199,8 @@ async fn points_that_are_proved_cut_no_transfer_in_half() {
         "only {} points were proved",
         points.len()
     );
-    for copy in &copies {
-        copy.archived().await;
+    for (copy, cluster) in copies.iter().zip(clusters) {
+        copy.archived(cluster).await;
     }
     let mut before = 0;
     for point in &points {
@@ -212,7 +223,7 @@ async fn without_the_proof_a_point_breaks() {
     let installation = Installation::newest();
     let mut clusters = Vec::new();
     for name in ["node1", "node2", "node3"] {
-        let cluster = Cluster::create(&installation, &scratch.directory(name), roll::options());
+        let cluster = Cluster::create(&installation, &scratch.directory(name), archiving());
         cluster.start();
         transfers::prepare(&cluster).await;
         clusters.push(cluster);
@@ -231,8 +242,8 @@ async fn without_the_proof_a_point_breaks() {
         points.push(point);
     }
     load.stop().await;
-    for copy in &copies {
-        copy.archived().await;
+    for (copy, cluster) in copies.iter().zip(&clusters) {
+        copy.archived(cluster).await;
     }
     for (number, point) in points.iter().enumerate() {
         if let Err(wrong) = roll::at_point(&copies, point, false).await {

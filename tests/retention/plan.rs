@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use catalog::keys;
+use catalog::model::{Extra, Gap};
 use catalog::retention::plan::{self, GRACE, Keep, Refused, Rules, Why};
 use proptest::prelude::*;
 use support::memory_store::MemoryStore;
@@ -306,8 +307,77 @@ async fn keys_of_newer_versions_and_histories_stay() {
     assert!(kept.iter().all(|key| left.contains(key)), "{left:?}");
 }
 
+#[tokio::test]
+async fn points_stay_as_long_as_a_backup_leads_to_them_and_so_does_what_follows() {
+    let mut world = World::new(MemoryStore::default()).await;
+    let first = world.full().await;
+    let on_first = world.later_point(&first).await;
+    world.ship().await;
+    world.ship().await;
+    let plan = world.plan(&rules(Some(1), None)).await;
+    assert!(
+        plan.is_empty(),
+        "the next point lies behind all this: {plan:?}"
+    );
+    world.gap();
+    let second = world.full().await;
+    let on_second = world.later_point(&second).await;
+    let behind = world.later_point(&second).await;
+    world.ship().await;
+    // It may have come to be since the WAL was listed, so that its own is not in the listing.
+    let plan = world.plan(&rules(Some(1), None)).await;
+    assert_eq!((plan.removed.len(), plan.points.len()), (1, 1), "{plan:?}");
+    world.advance(plan::MARGIN * 2);
+    let plan = world.plan(&rules(Some(1), None)).await;
+    let gone: Vec<_> = plan.points.iter().map(|it| it.id.clone()).collect();
+    assert_eq!(
+        gone.len(),
+        2,
+        "the first backup's own, and {on_first}: {gone:?}"
+    );
+    assert!(gone.contains(&on_first.to_string()));
+    // Three segments of its own, the point's and two more, on two nodes.
+    assert_eq!(plan.wal.len(), 12, "{:?}", names(&plan.wal));
+    world.apply(&plan).await;
+    world.assert_whole().await;
+    let left = world.keys("points/").await;
+    for point in [&on_second, &behind] {
+        assert!(left.contains(keys::point(point).as_str()), "{left:?}");
+    }
+    assert_eq!(left.len(), 3);
+    assert!(world.plan(&rules(Some(1), None)).await.is_empty());
+    let reach = catalog::reach::Reach::read(&world.catalog).await.unwrap();
+    let bases: Vec<_> = reach
+        .survey()
+        .map(|it| it.base.map(|base| base.backup_id.clone()))
+        .collect();
+    assert_eq!(bases, [Ok(second.clone()), Ok(second.clone()), Ok(second)]);
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_backup_takes_the_points_that_only_it_leads_to() {
+    let mut world = World::new(MemoryStore::default()).await;
+    let first = world.full().await;
+    let early = world.later_point(&first).await;
+    // WAL without a gap: what comes after the second backup is reached from both.
+    let second = world.full().await;
+    let late = world.later_point(&second).await;
+    world.advance(plan::MARGIN * 2);
+    let plan = plan::delete(&world.holdings().await, first.as_str(), false).unwrap();
+    let lost: Vec<_> = plan.points.iter().map(|it| it.id.as_str()).collect();
+    assert_eq!(lost.len(), 2, "its own and {early}: {lost:?}");
+    assert!(!lost.contains(&late.as_str()));
+    assert_eq!(plan.wal.len(), 8);
+    world.apply(&plan).await;
+    world.assert_whole().await;
+    let reach = catalog::reach::Reach::read(&world.catalog).await.unwrap();
+    let mut points = reach.survey();
+    assert!(points.all(|it| it.base.is_ok_and(|base| base.backup_id == second)));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
+    Point(usize),
     Backup(End, u32, bool),
     Increment(usize, End),
     Gap,
@@ -322,6 +392,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (end.clone(), 1..3_u32, any::<bool>()).prop_map(|(end, attempts, gap)| Step::Backup(end, attempts, gap)),
         2 => (0..8_usize, end).prop_map(|(on, end)| Step::Increment(on, end)),
         1 => Just(Step::Gap),
+        3 => (0..8_usize).prop_map(Step::Point),
         3 => (0..40_u8).prop_map(Step::Pass),
         1 => (0..8_usize).prop_map(Step::Delete),
         1 => (0..8_usize).prop_map(Step::Lose),
@@ -344,6 +415,11 @@ async fn take(world: &mut World, step: &Step) {
             }
         }
         Step::Gap => world.gap(),
+        Step::Point(on) => {
+            if let Some(base) = nth(*on) {
+                world.later_point(&base).await;
+            }
+        }
         Step::Pass(days) => world.advance(DAY * u32::from(*days)),
         Step::Delete(place) => {
             let holdings = world.holdings().await;
@@ -420,4 +496,64 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+#[tokio::test]
+async fn what_follows_a_base_without_a_gap_stays_for_points_to_come() {
+    let mut world = World::new(MemoryStore::default()).await;
+    world.full().await;
+    for _ in 0..4 {
+        world.ship().await;
+    }
+    let from = world.next_segment;
+    world.gap();
+    let to = world.next_segment;
+    for (node, epoch) in world.nodes.clone() {
+        let gap = Gap {
+            node_id: node,
+            epoch,
+            timeline: 1,
+            from: format!("0/{:X}", from << 24),
+            to: format!("0/{:X}", to << 24),
+            reason: "too much was held".to_owned(),
+            at: world.now().await,
+            nonce: Uuid::new_v4(),
+            extra: Extra::new(),
+        };
+        world
+            .catalog
+            .declare_gap(&gap, Uuid::now_v7())
+            .await
+            .unwrap();
+    }
+    // No base begins there: no point behind the gap can be reached by it.
+    let lost = world.ship().await;
+    world.advance(DAY);
+    let plan = world.plan(&rules(None, None)).await;
+    let gone = names(&plan.wal);
+    assert_eq!(gone.len(), 2, "{gone:?}");
+    assert!(
+        gone.iter().all(|key| key.contains(&segment(lost))),
+        "{gone:?}"
+    );
+    world.apply(&plan).await;
+
+    // Another base, behind it: with the first one all before the gap goes. The gap itself goes with the log file it lies in.
+    world.gap();
+    world.full().await;
+    world.ship().await;
+    world.advance(DAY);
+    let plan = world.plan(&rules(Some(1), None)).await;
+    assert_eq!(plan.wal.len(), 2 * (3 + 4), "{:?}", names(&plan.wal));
+    world.apply(&plan).await;
+    world.assert_whole().await;
+    assert_eq!(
+        world
+            .catalog
+            .gaps(world.nodes[0].0, &world.nodes[0].1)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
 }

@@ -37,8 +37,8 @@ pub(crate) struct World {
     pub(crate) store: Arc<dyn ObjectStore>,
     pub(crate) memory: Arc<MemoryStore>,
     pub(crate) catalog: Catalog,
-    nodes: Vec<(Uuid, EpochId)>,
-    next_segment: u64,
+    pub(crate) nodes: Vec<(Uuid, EpochId)>,
+    pub(crate) next_segment: u64,
     made: u32,
 }
 
@@ -214,7 +214,14 @@ impl World {
             }
         }
         if end != End::Failed {
-            let point = self.point(&point, operation, first, last, now);
+            let metadata = json!({
+                "format": {"major": 1, "minor": 0}, "point_id": point, "source": "shardingsphere", "source_version": null,
+                "taken": now, "document": "{}", "placeholders": [], "operation": operation, "nonce": Uuid::new_v4(),
+            });
+            let metadata = serde_json::from_value(metadata).unwrap();
+            let metadata = self.catalog.put_metadata(&metadata).await.unwrap();
+            let mut point = self.point(&point, operation, first, last, now);
+            point.metadata = Some(metadata);
             self.catalog.put_point(&point).await.unwrap();
         }
         if end == End::Complete {
@@ -227,6 +234,30 @@ impl World {
             End::Failed => journal.ended(Some("it failed")).await.unwrap(),
             End::Killed => {}
         }
+        id
+    }
+
+    /// One more segment of WAL on each node, behind what there is.
+    pub(crate) async fn ship(&mut self) -> u64 {
+        let number = self.next_segment;
+        self.next_segment += 1;
+        for (node, epoch) in &self.nodes {
+            let name = segment(number).parse().unwrap();
+            put(&*self.store, &keys::wal(*node, epoch, &name), 300).await;
+        }
+        number
+    }
+
+    /// A point that was made on a backup, in one more segment.
+    pub(crate) async fn later_point(&mut self, base: &BackupId) -> PointId {
+        self.made += 1;
+        let now = self.now().await;
+        let stamp = now.strftime("%Y%m%dT%H%M%SZ");
+        let id: PointId = format!("{stamp}-P-{:08x}", self.made).parse().unwrap();
+        let last = self.ship().await;
+        let mut point = self.point(&id, Uuid::new_v4(), last, last, now);
+        point.base = Some(base.clone());
+        self.catalog.put_point(&point).await.unwrap();
         id
     }
 
@@ -281,8 +312,15 @@ impl World {
                 "parts_sha256": "a".repeat(64), "table_offset": 1, "table_sha256": "b".repeat(64),
             })
         };
+        let mode = if parent.is_some() { "PTRACK" } else { "FULL" };
+        let local = |id: &BackupId| id.as_str()[id.as_str().len() - 8..].to_owned();
+        let link = parent.map(|it| json!({"backup_id": it, "attempt": 1, "id": local(it)}));
         let nodes = self.nodes.iter().enumerate().map(|(place, (node, epoch))| {
             json!({
+                "probackup": {
+                    "program": "gs_probackup", "version": "2.4.2", "instance": "node", "id": local(id), "mode": mode,
+                    "parent": link,
+                },
                 "node_id": node, "attempt": if place == 0 { attempts } else { 1 }, "epoch": epoch,
                 "host": "db1", "port": 5432, "system_identifier": "7", "flavour": "postgresql",
                 "server_version_num": 150_020, "control_version": 1300, "catalog_version": 202_209_061,
@@ -297,7 +335,7 @@ impl World {
         });
         let manifest = json!({
             "format": {"major": 1, "minor": 0}, "backup_id": id, "state": "complete",
-            "mode": if parent.is_some() { "PTRACK" } else { "FULL" }, "engine": "direct", "parent": parent,
+            "mode": mode, "engine": "probackup", "parent": parent,
             "label": null, "consistency": "per-node", "point": point, "started": at, "completed": at,
             "operation": operation, "writer": "test", "nodes": nodes.collect::<Vec<_>>(),
             "nonce": Uuid::new_v4(),
@@ -375,6 +413,8 @@ impl World {
 fn needs(manifest: &Manifest, point: &Point) -> Vec<Key> {
     let id = &manifest.backup_id;
     let mut keys = Vec::new();
+    let metadata = point.metadata.as_ref();
+    keys.extend(metadata.map(|_| keys::metadata(&point.point_id)));
     for copy in &manifest.nodes {
         let (node, attempt) = (copy.node_id, copy.attempt);
         keys.push(keys::index(id, node, attempt));

@@ -56,9 +56,7 @@ impl Bucket {
     /// What it is, for people.
     pub fn describe(&self) -> &'static str {
         match self {
-            Self::Double(_) => {
-                "the in-memory S3 server of tests/support (a stand-in; there is no `minio` here)"
-            }
+            Self::Double(_) => "the in-memory S3 server of tests/support (a stand-in)",
             Self::Minio(_) => "a real MinIO",
             Self::Versitygw(_) => "a real versitygw",
         }

@@ -29,6 +29,8 @@ pub struct FaultyStore {
     pub lost_completions: AtomicU32,
     /// So many of the next writes are lost on the way, and nobody knows.
     pub lost_writes: AtomicU32,
+    /// So many of the next calls are answered with 503.
+    pub busy: AtomicU32,
     /// No call gets through.
     pub down: AtomicBool,
     /// From the call of this number on none gets through: what a store sees of somebody who is killed. 0: never.
@@ -118,6 +120,10 @@ impl FaultyStore {
         }
         if self.down.load(Ordering::SeqCst) {
             return Err(Self::gone(key));
+        }
+        if take(&self.busy) {
+            let detail = Detail::new("any", key, "503 Slow Down");
+            return Err(StoreError::Unavailable(detail));
         }
         let dies_at = self.dies_at.load(Ordering::SeqCst);
         let last = number == dies_at && self.last_call_counts.load(Ordering::SeqCst);

@@ -80,6 +80,8 @@ pub struct Fleet {
     temporary: PathBuf,
     programs: PathBuf,
     environment: Vec<(&'static str, String)>,
+    /// What agents that are started from now on have in their environment beyond ours.
+    pub agents: Vec<(&'static str, String)>,
 }
 
 /// What a run of `gs_pitr` left.
@@ -179,6 +181,10 @@ impl Fleet {
         let temporary = scratch.directory("tmp");
         let mut environment = vec![
             ("HOME", home.display().to_string()),
+            // Whatever is on PATH: tests of the other engine ask for it.
+            ("GS_PITR_ENGINE", "direct".to_owned()),
+            // Tests of WAL that is shipped all the time ask for it.
+            ("GS_PITR_WAL", "backup".to_owned()),
             (
                 "GS_PITR_REPO",
                 format!("s3://{}/{}", store.bucket, store.prefix),
@@ -218,6 +224,7 @@ impl Fleet {
             temporary,
             programs,
             environment,
+            agents: Vec::new(),
         };
         let _ = fleet.run(&["certs", "init"]).good();
         fleet
@@ -292,6 +299,23 @@ impl Fleet {
         let flags: Vec<_> = of.flags.iter().map(String::as_str).collect();
         let agent = self.agent_on(port, &of.name, &of.root, of.cluster.as_ref(), &flags);
         self.hosts[host].agent = agent;
+    }
+
+    /// Adds an agent with these flags only, for a database of another kind.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn add_agent(&mut self, name: &str, flags: &[&str]) -> usize {
+        let root = self.scratch.directory(name);
+        let agent = self.start_agent(name, &root, None, flags);
+        self.hosts.push(Host {
+            name: name.to_owned(),
+            root,
+            cluster: None,
+            agent,
+            flags: flags.iter().map(ToString::to_string).collect(),
+        });
+        self.hosts.len() - 1
     }
 
     /// Adds a host without a database, to restore on.
@@ -373,6 +397,7 @@ impl Fleet {
         command.arg("--tls-key").arg(own.join("agent.key"));
         command.arg("--tls-ca").arg(own.join("ca.crt"));
         command.arg("--allow-root").arg(root);
+        command.arg("--state-dir").arg(root.join("state"));
         if !more.contains(&"--pg-host") {
             command.arg("--pg-host").arg(root);
         }
@@ -385,6 +410,7 @@ impl Fleet {
         }
         command
             .args(more)
+            .envs(self.agents.iter().map(|(name, value)| (name, value)))
             .env("TMPDIR", &self.temporary)
             .env_remove("AWS_ACCESS_KEY_ID")
             .env_remove("AWS_SECRET_ACCESS_KEY");
@@ -422,6 +448,11 @@ impl Fleet {
         agent
     }
 
+    /// What `gs_pitr` has in its environment.
+    pub fn environment(&self) -> &[(&'static str, String)] {
+        &self.environment
+    }
+
     /// `gs_pitr` with this fleet's environment, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("gs_pitr"));
@@ -429,6 +460,8 @@ impl Fleet {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        // A few cores do all of it here, and no database waits for them that anybody needs.
+        command.env("GS_PITR_PACE", "full");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
         command

@@ -10,18 +10,31 @@
     reason = "the whole crate is test code: a panic is a failed test, with its reason"
 )]
 
+pub mod bank;
+pub mod bench;
 pub mod bucket;
 pub mod faulty_store;
+pub mod files;
 pub mod fleet;
+pub mod fuse;
 pub mod load;
 pub mod memory_store;
 pub mod minio;
+pub mod opengauss;
 pub mod os;
 pub mod postgres;
+pub mod probackup;
+pub mod proxy;
+pub mod raw;
+pub mod real_proxy;
 pub mod registered;
+pub mod roll;
 pub mod running;
 pub mod s3;
+pub mod sharded;
+pub mod shown;
 pub mod skip;
+pub mod strace;
 pub mod versitygw;
 
 pub use skip::skip;

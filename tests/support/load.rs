@@ -55,6 +55,9 @@ pub fn lsn(text: &str) -> u64 {
     (part(high) << 32) | part(low)
 }
 
+/// Between two statements that change many rows.
+const BREATH: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Accounts per node; transfers between them keep the sum.
 const ACCOUNTS: i32 = 20_000;
 
@@ -241,6 +244,8 @@ async fn churn(socket: PathBuf, port: u16, stop: CancellationToken) -> u64 {
             if stop.is_cancelled() || session.batch_execute(&sql).await.is_err() {
                 return rounds;
             }
+            // Rewriting tables is WAL by the hundred megabytes: as much as a slow machine can carry away.
+            tokio::time::sleep(BREATH).await;
         }
     }
     rounds

@@ -81,6 +81,14 @@ impl Running {
         found.unwrap_or_else(|| panic!("it never came: {}", self.said))
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// If that cannot be known.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_some()
+    }
+
     /// Sends a signal.
     ///
     /// # Panics
