@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_sql::{ConnectOptions, NodeConnection, Password, Severity, SqlError};
+use rustix::process::{Pid, Signal, kill_process};
 use support::os::Scratch;
-use support::postgres::{ClusterOptions, Installation, SUPERUSER};
+use support::postgres::{ClusterOptions, Installation, SUPERUSER, query_one};
 use tokio_util::sync::CancellationToken;
 
 use crate::{log_in, options, settings, start};
@@ -125,6 +126,58 @@ async fn deadlines_and_cancellation_leave_a_session_that_works() {
     assert!(
         matches!(&error, SqlError::Server { sqlstate, .. } if sqlstate == "55000"),
         "{error}"
+    );
+}
+
+/// The server is stopped while it is asked to cancel a statement, which ends by itself meanwhile. What it then does must not
+/// hit the next one.
+#[tokio::test]
+async fn a_late_cancellation_does_not_hit_the_next_statement() {
+    let scratch = Scratch::new("latecancel");
+    let cluster = start(&Installation::newest(), &scratch, ClusterOptions::default());
+    let postmaster = Pid::from_raw(cluster.pid().unwrap().cast_signed()).unwrap();
+    let node = log_in(&cluster).await;
+    let [first, second, watch] = [
+        cluster.connect("postgres").await,
+        cluster.connect("postgres").await,
+        cluster.connect("postgres").await,
+    ];
+    let waiting = async |count: &str| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        while query_one(&watch, sql).await != count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let lock = "BEGIN; LOCK TABLE pg_tablespace";
+    first.batch_execute(lock).await.unwrap();
+    kill_process(postmaster, Signal::STOP).unwrap();
+
+    let cancel = CancellationToken::new();
+    let statements = async {
+        let cut = node.with_cancel(cancel.clone()).tablespaces().await;
+        (cut, node.tablespaces().await)
+    };
+    let others = async {
+        waiting("1").await;
+        let queued = async { second.batch_execute(lock).await.unwrap() };
+        let meanwhile = async {
+            waiting("2").await;
+            cancel.cancel();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            first.batch_execute("ROLLBACK").await.unwrap();
+        };
+        tokio::join!(queued, meanwhile);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        kill_process(postmaster, Signal::CONT).unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        second.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let ((cut, next), ()) = tokio::join!(statements, others);
+    assert!(matches!(cut, Err(SqlError::Cancelled { .. })), "{cut:?}");
+    // On a machine too slow for the server to be heard in time, the session is given up: that is right, too.
+    assert!(
+        matches!(next, Ok(_) | Err(SqlError::Lost { .. })),
+        "{next:?}"
     );
 }
 

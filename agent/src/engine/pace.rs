@@ -25,7 +25,7 @@ const AT_WORK: f64 = 0.05;
 /// How much longer others may wait for a core because of the copy, as a share of the time that they compute at a stretch.
 const DELAY: f64 = 0.05;
 /// The copy may always have this share of the machine: a backup must come to its end.
-const LEAST: f64 = 0.01;
+const LEAST: f64 = 0.03;
 /// Looks after which a copy that is held up is spoken of: a minute's.
 const HELD_UP: u32 = 240;
 /// Weight of a new look against those before it.
