@@ -567,14 +567,8 @@ fn restored(failure: Failure, point: &PointId) -> Failure {
 }
 
 async fn exported(reached: &Reached) -> Result<MetadataExport> {
-    let mut why = None;
-    for (proxy, connection) in reached.connected() {
-        match connection.export_metadata(EXPORT).await {
-            Ok(exported) => return MetadataExport::read(&exported),
-            Err(error) => why = why.or(Some(of_proxy(&proxy.address, &error))),
-        }
-    }
-    Err(why.unwrap_or_else(|| Failure::new(ErrorKind::Database, "no proxy is reached")))
+    let exported = reached.told(async |proxy| proxy.export_metadata(EXPORT).await);
+    MetadataExport::read(&exported.await?)
 }
 
 /// Reads a row count of every table that its rules name, through one proxy, as soon as that knows them.

@@ -248,27 +248,36 @@ impl Reached {
     /// All data nodes, of every logical database.
     ///
     /// # Errors
-    /// If the proxy does not say.
+    /// If no proxy says.
     pub(crate) async fn storage_nodes(&self) -> Result<Vec<StorageNode>> {
-        let (proxy, connection) = self.first()?;
-        let nodes = connection.export_storage_nodes(ASK).await;
-        nodes.map_err(|error| of_proxy(&proxy.address, &error))
+        self.told(async |proxy| proxy.export_storage_nodes(ASK).await)
+            .await
     }
 
     /// What gives commits their numbers.
     ///
     /// # Errors
-    /// If the proxy does not say.
+    /// If no proxy says.
     pub(crate) async fn clock(&self) -> Result<Clock> {
-        let (proxy, connection) = self.first()?;
-        let clock = connection.clock(ASK).await;
-        clock.map_err(|error| of_proxy(&proxy.address, &error))
+        self.told(async |proxy| proxy.clock(ASK).await).await
     }
 
-    fn first(&self) -> Result<(&Proxy, &ProxyConnection)> {
-        self.connected()
-            .next()
-            .ok_or_else(|| Failure::usage("no proxy is reached"))
+    /// What all proxies know, from the first that tells it: any of them may have gone since it was reached.
+    ///
+    /// # Errors
+    /// If none does: the first one's.
+    pub(crate) async fn told<T>(
+        &self,
+        ask: impl AsyncFn(&ProxyConnection) -> std::result::Result<T, SqlError>,
+    ) -> Result<T> {
+        let mut why = None;
+        for (proxy, connection) in self.connected() {
+            match ask(connection).await {
+                Ok(told) => return Ok(told),
+                Err(error) => why = why.or(Some(of_proxy(&proxy.address, &error))),
+            }
+        }
+        Err(why.unwrap_or_else(|| Failure::usage("no proxy is reached")))
     }
 }
 

@@ -53,9 +53,8 @@ impl Session {
 
     /// `EXPORT METADATA`
     pub(super) async fn metadata(&self, deadline: Duration) -> Result<ExportedMetadata, String> {
-        let connection = self.current().map_err(ProxyError::into_words)?;
-        let exported = connection.export_metadata(deadline).await;
-        exported.map_err(|error| error.to_string())
+        let asked = async |proxy: ProxyConnection| proxy.export_metadata(deadline).await;
+        self.asked(asked).await
     }
 
     /// `EXPORT STORAGE NODES`
@@ -63,9 +62,16 @@ impl Session {
         &self,
         deadline: Duration,
     ) -> Result<Vec<StorageNode>, String> {
+        let asked = async |proxy: ProxyConnection| proxy.export_storage_nodes(deadline).await;
+        self.asked(asked).await
+    }
+
+    async fn asked<T>(
+        &self,
+        ask: impl AsyncFnOnce(ProxyConnection) -> Result<T, SqlError>,
+    ) -> Result<T, String> {
         let connection = self.current().map_err(ProxyError::into_words)?;
-        let exported = connection.export_storage_nodes(deadline).await;
-        exported.map_err(|error| error.to_string())
+        ask(connection).await.map_err(|error| error.to_string())
     }
 
     fn current(&self) -> Result<ProxyConnection, ProxyError> {
