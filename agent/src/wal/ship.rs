@@ -223,6 +223,18 @@ impl Run {
         tokio::time::timeout(RESTART, tries).await.ok()?
     }
 
+    async fn let_go(&self, name: SegmentName) -> Result<(), Trouble> {
+        let transfer = &self.shipping.transfer;
+        let Err(trouble) = transfer.let_go(&self.sql, name).await else {
+            return Ok(());
+        };
+        // A slot that is gone is named as such, whichever statement meets it first.
+        match transfer.keeper.kept_from(&self.sql).await {
+            Err(gone @ Trouble::Gone(_)) => Err(gone),
+            _ => Err(trouble),
+        }
+    }
+
     async fn ship(&self) -> Result<Infallible, Trouble> {
         let transfer = &self.shipping.transfer;
         transfer.histories().await?;
@@ -241,7 +253,7 @@ impl Run {
             }
             while position.flush >= next.end_lsn(size) {
                 transfer.segment(&self.sql, next, &self.cancel).await?;
-                transfer.let_go(&self.sql, next).await?;
+                self.let_go(next).await?;
                 self.shipped.send_replace(next.end_lsn(size));
                 self.shipping.report.wal_segments(1);
                 next = next.next();
