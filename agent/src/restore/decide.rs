@@ -55,6 +55,11 @@ impl Judge {
         bounded(decide).await
     }
 
+    /// Whether the client has said nothing for so long that it may be gone.
+    pub(super) fn is_silent(&self) -> bool {
+        self.report.silent_for() >= LOOK
+    }
+
     /// Whether nobody has asked about the operation for too long.
     pub(super) fn is_abandoned(&self) -> bool {
         self.report.silent_for() >= self.client_timeout
@@ -67,8 +72,7 @@ impl Judge {
         let mut looked = Instant::now();
         loop {
             sleep(self.tick()).await;
-            let silent = self.report.silent_for() >= LOOK && looked.elapsed() >= LOOK;
-            if silent {
+            if self.is_silent() && looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 if let Ok(Some(decision)) = self.decision().await {
                     return decision;

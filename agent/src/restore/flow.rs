@@ -199,6 +199,14 @@ impl Restore {
         if workspace.journal.stage < Stage::InPlace {
             self.cx.report.phase(Phase::Promoting);
         }
+        if workspace.journal.stage < Stage::Promoted
+            && !workspace.journal.clearing
+            && self.judge.is_silent()
+        {
+            // The cluster's lock is taken off soon, and a promotion may take longer than that: what clients write from then on
+            // would be thrown away with this database.
+            self.stop_live(workspace).await?;
+        }
         let mut patience = Patience::default();
         while workspace.journal.stage < Stage::Promoted {
             let Err(error) = self.to_promoted(workspace).await else {
@@ -251,7 +259,7 @@ impl Restore {
             .map_err(|error| of_workspace(&error))
     }
 
-    /// Puts it in its place. What was there is stopped as late as can be.
+    /// Puts it in its place. What was there is stopped as late as can be, where a client holds the lock meanwhile.
     async fn to_place(&self, workspace: &mut Workspace) -> Result<Restored, ApiError> {
         self.end_of_epoch(workspace).await;
         if workspace.journal.stage == Stage::Promoted {
