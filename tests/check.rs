@@ -262,12 +262,18 @@ async fn each_failure_comes_with_the_line_that_mends_it() {
     assert_eq!(error["node"], *unfit);
 
     drop(repmgrd);
-    let mut all = findings(&check(&fleet, &["--nodes", &plain]).good());
-    if only(&all, Some(&plain), "replication slots")["level"] == "ok" {
-        // Now that it may, the agent took the slot away itself. It looks until it has, and no more.
-        cluster.execute(SLOT).await;
-        all = findings(&check(&fleet, &["--nodes", &plain]).good());
+    // Now that it may, the agent takes the slot away itself. It looks until it has, and no more.
+    let begun = Instant::now();
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    while cluster.query_one("postgres", slots).await != "0" {
+        assert!(
+            begun.elapsed() < Duration::from_mins(1),
+            "it is still there"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    cluster.execute(SLOT).await;
+    let all = findings(&check(&fleet, &["--nodes", &plain]).good());
     assert_eq!(only(&all, Some(&plain), "privileges")["level"], "ok");
     assert_eq!(only(&all, Some(&plain), "cluster manager")["level"], "ok");
     let slot = only(&all, Some(&plain), "replication slots");

@@ -156,6 +156,7 @@ fn an_agent_without_its_client_goes_back_or_forward_as_decided() {
             if run.log.status().phase == Phase::Proved {
                 break;
             }
+            assert!(!run.task.is_finished(), "{:?}", run.log.status());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         run.reach(Phase::Promoted).await;

@@ -324,20 +324,25 @@ impl World {
 
     /// Only agents and databases that we know of run in our directories.
     fn assert_no_process(&self) {
+        let hosts = self.fleet.hosts.iter();
+        let databases = hosts.filter_map(|host| host.cluster.as_ref()?.pid());
+        let databases: BTreeSet<_> = databases.map(|pid| pid.to_string()).collect();
         let agents = self.fleet.hosts.iter().map(|host| host.agent.pid());
-        let databases = self
-            .fleet
-            .hosts
-            .iter()
-            .filter_map(|host| host.cluster.as_ref()?.pid());
-        let known: BTreeSet<_> = agents.chain(databases).map(|pid| pid.to_string()).collect();
+        let agents: BTreeSet<_> = agents.map(|pid| pid.to_string()).collect();
         let ours = self.fleet.path().display().to_string();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let pid = entry.file_name().into_string().unwrap();
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if !line.contains(&ours) || databases.contains(&pid) || agents.contains(&pid) {
+                continue;
+            }
+            // What a database has just forked has its command line until it gives itself a name.
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+            let parent = after_name.split_whitespace().nth(1).unwrap_or_default();
             assert!(
-                !line.contains(&ours) || known.contains(&pid),
+                stat.is_empty() || databases.contains(parent),
                 "still runs: {pid} {line}"
             );
         }

@@ -153,7 +153,7 @@ async fn a_lock_that_lands_after_all_was_over_is_released() {
         real.reconnect(0);
     }
     let until = Instant::now() + Duration::from_secs(15);
-    while !hands::is_locked(&cluster) {
+    while !hands::was_locked(&cluster) {
         assert!(Instant::now() < until, "it never landed");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::bank::wire::Session;
+use support::bank::wire::{Session, WireError};
 use support::fleet::Run;
 use support::proxy::ClusterState;
 use support::running::Running;
@@ -12,6 +12,8 @@ use support::sharded::{Proxies, ShardedCluster, ShardedOptions};
 
 /// Writes pass again this soon after whatever happened.
 const AGAIN: Duration = Duration::from_secs(5);
+/// A commit that waits for its disk says nothing of a lock until then.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Leases of what was killed have run out this soon: their five seconds, and a clock's doubt.
 const LEASES: Duration = Duration::from_secs(30);
 /// A command, and what it needs to get over a predecessor that died.
@@ -65,7 +67,8 @@ pub(crate) async fn until_state(running: &mut Running, state: &str) {
     running.until_event(is_it).await;
 }
 
-async fn passes(cluster: &ShardedCluster, proxy: usize) -> Result<(), String> {
+/// Whether a write passes; the error of one that does not, if there was an answer.
+async fn passes(cluster: &ShardedCluster, proxy: usize) -> Result<(), Option<WireError>> {
     let access = &cluster.ways().proxies[proxy];
     let write = async {
         let mut session = Session::open(access).await?;
@@ -75,8 +78,8 @@ async fn passes(cluster: &ShardedCluster, proxy: usize) -> Result<(), String> {
     };
     match tokio::time::timeout(Duration::from_secs(2), write).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("{error:?}")),
-        Err(_) => Err("no answer".to_owned()),
+        Ok(Err(error)) => Err(Some(error)),
+        Err(_) => Err(None),
     }
 }
 
@@ -85,11 +88,16 @@ async fn passes(cluster: &ShardedCluster, proxy: usize) -> Result<(), String> {
 pub(crate) async fn writes_pass(cluster: &ShardedCluster, proxies: &[usize], stay: Duration) {
     let begun = Instant::now();
     let mut open_since: Option<Instant> = None;
-    loop {
+    'looks: loop {
         let mut refused = None;
         for proxy in proxies {
-            if let Err(why) = passes(cluster, *proxy).await {
-                refused = Some(why);
+            match passes(cluster, *proxy).await {
+                Ok(()) => {}
+                Err(None) if begun.elapsed() < PATIENCE => {
+                    say("a write got no answer");
+                    continue 'looks;
+                }
+                Err(why) => refused = Some(format!("{why:?}")),
             }
         }
         match (refused, open_since) {

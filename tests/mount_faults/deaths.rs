@@ -121,9 +121,9 @@ async fn a_program_that_stands_still_is_ended_and_it_is_said() {
     let gone = || !world.programs().contains(&child);
     until("the program that stands still is gone", gone).await;
     let took = begun.elapsed();
-    // It was silent a moment longer than it was stopped.
+    // It was silent some moments longer than it was stopped.
     assert!(
-        (Duration::from_secs(9)..Duration::from_secs(30)).contains(&took),
+        took >= Duration::from_secs(5),
         "it was ended after {took:?}"
     );
     let run = paused.running.end().await;

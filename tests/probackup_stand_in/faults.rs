@@ -144,12 +144,17 @@ async fn gs_probackup_has_its_own_ways() {
     let instance = catalog.join("backups").join(INSTANCE);
 
     // Ids are seconds: the second start of one finds the directory of the first.
-    for seconds in 0..4 {
-        std::fs::create_dir(instance.join(id_in(seconds))).expect("a directory");
+    let taken: Vec<_> = (0..60).map(|it| instance.join(id_in(it))).collect();
+    for directory in &taken {
+        std::fs::create_dir(directory).expect("a directory");
     }
     run(&mut backup(&world, &program, &catalog, "FULL", ""))
         .fails_with("backup destination is not empty");
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    for directory in &taken {
+        // The program may have put something into its own.
+        std::fs::remove_dir_all(directory).expect("it goes");
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await;
 
     // Two at once: the second is told, the first goes on.
     let go = world.scratch.path().join("node/go");

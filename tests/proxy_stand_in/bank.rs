@@ -5,6 +5,8 @@ use std::time::Duration;
 use support::os::Scratch;
 use support::postgres::{Cluster, ClusterOptions, Installation, SUPERUSER};
 use support::proxy::{DataNode, ProxyFarm, ProxyFarmOptions};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 /// Password of the nodes' superuser, so that the proxies log in by SCRAM.
@@ -88,6 +90,29 @@ impl Nodes {
         }
         sum
     }
+}
+
+/// Moves money from account 1 to account 2 until that fails. The first transfer is over: what a session needs at first is there.
+pub(crate) async fn transfers(client: Client) -> JoinHandle<()> {
+    let (first, over) = oneshot::channel();
+    let work = tokio::spawn(async move {
+        let mut first = Some(first);
+        loop {
+            for sql in [
+                "BEGIN",
+                "UPDATE account SET balance = balance - 1 WHERE id = 1",
+                "UPDATE account SET balance = balance + 1 WHERE id = 2",
+                "COMMIT",
+            ] {
+                if ask(&client, sql).await.is_err() {
+                    return;
+                }
+            }
+            let _ = first.take().map(|first| first.send(()));
+        }
+    });
+    over.await.expect("a transfer");
+    work
 }
 
 /// Configuration of a client of proxy `i`.

@@ -8,8 +8,8 @@ use super::bank::*;
 
 fn farm() -> ProxyFarm {
     ProxyFarm::start(ProxyFarmOptions {
-        listed_after_kill: Duration::from_millis(300),
-        listed_after_cut: Duration::from_millis(300),
+        listed_after_kill: Duration::from_secs(3),
+        listed_after_cut: Duration::from_secs(3),
         ..ProxyFarmOptions::default()
     })
 }
@@ -117,7 +117,7 @@ async fn a_lock_whose_reply_is_lost_is_there() {
 async fn a_lock_lands_late_though_its_client_has_gone() {
     let farm = farm();
     let client = client_in(&farm, 0, "postgres").await;
-    farm.delay_next_lock(Duration::from_millis(400));
+    farm.delay_next_lock(Duration::from_secs(2));
     let started = Instant::now();
     let locking = client.simple_query(LOCK);
     assert!(
@@ -128,7 +128,7 @@ async fn a_lock_lands_late_though_its_client_has_gone() {
     drop(client);
     assert_eq!(farm.state(), ClusterState::Ok);
     until("it lands", async || farm.state() == ClusterState::ReadOnly).await;
-    assert!(started.elapsed() >= Duration::from_millis(390));
+    assert!(started.elapsed() >= Duration::from_millis(1990));
 }
 
 #[tokio::test]
@@ -160,22 +160,8 @@ async fn a_killed_proxy_can_leave_half_a_local_transaction() {
     )
     .await;
     for round in 0..400 {
-        let client = client(&farm, 0).await;
-        let work = tokio::spawn(async move {
-            loop {
-                for sql in [
-                    "BEGIN",
-                    "UPDATE account SET balance = balance - 1 WHERE id = 1",
-                    "UPDATE account SET balance = balance + 1 WHERE id = 2",
-                    "COMMIT",
-                ] {
-                    if ask(&client, sql).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        tokio::time::sleep(Duration::from_millis(15 + round % 13)).await;
+        let work = transfers(client(&farm, 0).await).await;
+        tokio::time::sleep(Duration::from_millis(round % 13)).await;
         farm.kill(0);
         work.await.unwrap();
         if nodes.sum().await != 200 {

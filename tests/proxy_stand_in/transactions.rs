@@ -171,26 +171,9 @@ async fn what_a_killed_proxy_left_prepared_is_ended_when_it_is_back() {
     let left = "SELECT count(*) FROM pg_prepared_xacts";
     // Killed at some moment of a stream of commits, until one is caught in between.
     for round in 0..200 {
-        let client = client(&farm, 0).await;
-        let (caught, transfers) = tokio::sync::oneshot::channel::<()>();
-        let work = tokio::spawn(async move {
-            let _dropped = caught;
-            loop {
-                for sql in [
-                    "BEGIN",
-                    "UPDATE account SET balance = balance - 1 WHERE id = 1",
-                    "UPDATE account SET balance = balance + 1 WHERE id = 2",
-                    "COMMIT",
-                ] {
-                    if ask(&client, sql).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        tokio::time::sleep(std::time::Duration::from_millis(20 + round % 17)).await;
+        let work = transfers(client(&farm, 0).await).await;
+        tokio::time::sleep(std::time::Duration::from_millis(round % 17)).await;
         farm.kill(0);
-        let _ = transfers.await;
         work.await.unwrap();
         let in_doubt = nodes.ask(0, left).await != "0";
         farm.restart(0);

@@ -7,6 +7,9 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinHandle;
@@ -39,6 +42,7 @@ pub struct Ledger {
 #[derive(Debug)]
 pub struct Load {
     stop: CancellationToken,
+    acknowledged: Arc<AtomicUsize>,
     writers: Vec<JoinHandle<Vec<Entry>>>,
     churn: JoinHandle<u64>,
 }
@@ -139,20 +143,43 @@ impl Load {
     /// `directory`, one file a writer.
     pub fn start(cluster: &Cluster, directory: &Path, clients: i32) -> Self {
         let stop = CancellationToken::new();
+        let acknowledged = Arc::new(AtomicUsize::new(0));
         let socket = cluster.socket_directory().to_owned();
         let port = cluster.port();
         let writers = (0..clients).map(|client| {
             let (socket, stop) = (socket.clone(), stop.clone());
-            let file = directory.join(format!("ledger-{port}-{client}"));
-            tokio::spawn(async move { write(&socket, port, client, &file, stop).await })
+            let (file, acknowledged) = (
+                directory.join(format!("ledger-{port}-{client}")),
+                Arc::clone(&acknowledged),
+            );
+            tokio::spawn(
+                async move { write(&socket, port, client, &file, stop, &acknowledged).await },
+            )
         });
         let writers = writers.collect();
         let churn = tokio::spawn(churn(socket, port, stop.clone()));
         Self {
             stop,
+            acknowledged,
             writers,
             churn,
         }
+    }
+
+    /// Waits for `more` acknowledged commits.
+    ///
+    /// # Panics
+    /// If they do not come within two minutes.
+    pub async fn goes_on(&self, more: usize) {
+        let so_far = || self.acknowledged.load(Ordering::Relaxed);
+        let wanted = so_far() + more;
+        let enough = async {
+            while so_far() < wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let done = tokio::time::timeout(Duration::from_mins(2), enough).await;
+        done.unwrap_or_else(|_| panic!("the writers stand still at {} commits", so_far()));
     }
 
     /// Stops it and returns what was acknowledged.
@@ -178,6 +205,7 @@ async fn write(
     client: i32,
     file: &Path,
     stop: CancellationToken,
+    acknowledged: &AtomicUsize,
 ) -> Vec<Entry> {
     let session = connect(socket, port, "shop db").await;
     let mut ledger = tokio::fs::File::create(file).await.expect("a ledger");
@@ -220,6 +248,7 @@ async fn write(
             before,
             after,
         });
+        acknowledged.fetch_add(1, Ordering::Relaxed);
     }
     entries
 }

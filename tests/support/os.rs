@@ -3,10 +3,13 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 /// Another user than us: databases refuse to run as root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +135,10 @@ impl Drop for Scratch {
     }
 }
 
-/// A port on loopback that was free a moment ago.
+/// What says that a port is this process's, though nobody may listen on it yet: until the process ends.
+static OUR_PORTS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+
+/// A port on loopback that was free a moment ago, and that is given to nobody else while this process lives.
 ///
 /// # Panics
 /// If there is none.
@@ -140,7 +146,10 @@ pub fn free_port() -> u16 {
     // Below the ports that connections are given: none of those may take it before it is used.
     for _ in 0..1000 {
         let port = rand::random_range(12_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let name = SocketAddr::from_abstract_name(format!("gs_pitr-test-port-{port}"));
+        let ours = UnixListener::bind_addr(&name.expect("it is short"));
+        if let (Ok(ours), Ok(_)) = (ours, TcpListener::bind(("127.0.0.1", port))) {
+            OUR_PORTS.lock().expect("no panic").push(ours);
             return port;
         }
     }

@@ -394,6 +394,11 @@ impl ProxyFarm {
         self.registry().state()
     }
 
+    /// How often it was locked so far: a lock may be gone before it is seen.
+    pub fn locks(&self) -> usize {
+        self.registry().shared().locks
+    }
+
     /// The state as proxy `i` knows it; `None`: it does not run.
     ///
     /// # Panics

@@ -98,7 +98,7 @@ fn a_renamed_segment_goes_to_the_bucket_and_is_read_from_there() {
         };
         let subject = world.subject();
         directories(&subject);
-        *world.wal.takes.lock().unwrap() = Duration::from_secs(3);
+        *world.wal.takes.lock().unwrap() = Duration::from_secs(8);
         let path = format!("{WAL}/{}", name(3));
         let due = bytes(&world, 3);
         gs(&world, &subject, 3).unwrap();

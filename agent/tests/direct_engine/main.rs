@@ -209,12 +209,13 @@ async fn a_copy_under_load_recovers_to_its_point() {
     let source = cluster(&scratch, "source", options);
     load::prepare(&source, &scratch.directory("old space"), true).await;
     let load = Load::start(&source, &scratch.directory("ledgers"), 3);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.goes_on(15).await;
 
     let backup = start(&source, None).await;
     let copied = backup.reach(Phase::Copied).await;
     assert!(copied.progress.bytes_total > 1 << 30, "{copied:?}");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // More than there are writers: one has begun after the copy.
+    load.goes_on(10).await;
     // After the copy and before the point: only WAL has it.
     let space = scratch.directory("new space");
     let sql = format!("CREATE TABLESPACE young LOCATION '{}'", space.display());

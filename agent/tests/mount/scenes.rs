@@ -1,5 +1,6 @@
 //! What happens in a process that serves a mount.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use pitr_agent::facts;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Names the scene to play.
 pub(crate) const SCENE: &str = "GS_PITR_SCENE";
@@ -281,13 +282,18 @@ async fn watched() {
     println!("POINT {}", mounted.path().display());
     let why = if mounted.kind() == MountKind::Namespace {
         // There the table is the program's: it is noticed when the last file is closed.
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let table = Path::new("/proc").join(&line).join("mounts");
+        let point = mounted.path().to_string_lossy().into_owned();
+        let taken_away = async {
+            while fs::read_to_string(&table).unwrap().contains(&point) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, taken_away).await.unwrap();
         child.kill().await.unwrap();
         return mounted.unmount().await.unwrap();
     } else {
-        timeout(Duration::from_secs(5), mounted.ended())
-            .await
-            .unwrap()
+        timeout(SOON, mounted.ended()).await.unwrap()
     };
     assert!(why.contains("taken away by somebody else"), "{why}");
     // Who goes on then finds a directory that takes nothing (root may write everywhere).

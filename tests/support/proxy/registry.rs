@@ -60,6 +60,8 @@ pub(super) struct Member {
 /// Everything that stands in the registry.
 pub(super) struct Shared {
     state: ClusterState,
+    /// Locks that were written so far.
+    pub locks: usize,
     members: Vec<Member>,
     pub databases: BTreeMap<String, Database>,
     pub users: BTreeMap<String, String>,
@@ -132,6 +134,7 @@ impl Registry {
         Arc::new(Self {
             shared: Mutex::new(Shared {
                 state: ClusterState::Ok,
+                locks: 0,
                 members: Vec::new(),
                 databases: BTreeMap::from([(options.database.clone(), database)]),
                 users: users.collect(),
@@ -165,6 +168,7 @@ impl Registry {
         let instances = {
             let mut shared = self.shared();
             shared.state = state;
+            shared.locks += usize::from(state != ClusterState::Ok);
             shared
                 .instances
                 .retain(|instance| instance.strong_count() > 0);

@@ -419,7 +419,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_stands_still_is_ended() {
         let script = "while :; do echo '[now]: keepalive message is received' >&2; sleep 0.1; done";
-        let stall = Duration::from_secs(2);
+        let stall = Duration::from_secs(6);
         let (over, told) = watched(
             script,
             stall,
@@ -441,8 +441,9 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_works_or_waits_for_a_checkpoint_is_not() {
-        let stall = Duration::from_secs(2);
-        let script = "for i in 1 2 3 4 5 6 7; do echo INFO: busy; sleep 0.5; done";
+        let stall = Duration::from_secs(6);
+        let script =
+            "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do echo INFO: busy; sleep 0.5; done";
         let (over, _) = watched(
             script,
             stall,
@@ -452,7 +453,7 @@ mod tests {
         )
         .await;
         assert!(matches!(over.end, End::Itself(_)), "{over:?}");
-        let script = "echo 'LOG: Database backup start' >&2; sleep 3.5";
+        let script = "echo 'LOG: Database backup start' >&2; sleep 8";
         let (over, _) = watched(
             script,
             stall,
@@ -466,15 +467,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_cancel_lets_it_clean_up() {
-        let script =
-            "trap 'echo INFO: cleaned; exit 1' TERM; echo INFO: up; while :; do sleep 0.1; done";
+        let directory = tempfile::tempdir().unwrap();
+        let up = directory.path().join("up");
+        let script = format!(
+            "trap 'echo INFO: cleaned; exit 1' TERM; : >'{}'; while :; do sleep 0.1; done",
+            up.display()
+        );
         let cancel = CancellationToken::new();
         let later = cancel.clone();
         tokio::spawn(async move {
-            sleep(Duration::from_millis(500)).await;
+            while !up.exists() {
+                sleep(Duration::from_millis(20)).await;
+            }
             later.cancel();
         });
-        let (over, _) = watched(script, LONG, None, &cancel, std::future::pending()).await;
+        let (over, _) = watched(&script, LONG, None, &cancel, std::future::pending()).await;
         assert!(matches!(over.end, End::Cancelled), "{over:?}");
         assert_eq!(over.words.last_line(), "INFO: cleaned");
         let spoiled = async { "the store is gone" };

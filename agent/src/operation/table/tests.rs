@@ -300,13 +300,13 @@ async fn a_failure_is_the_last_event() {
 #[tokio::test]
 async fn an_operation_nobody_asks_about_is_cancelled_while_it_waits() {
     let config = Config {
-        orphan_timeout: Duration::from_secs(2),
+        orphan_timeout: Duration::from_secs(3),
         ..Config::default()
     };
     let (table, _) = table_with(Act::Whole, config);
     let operation = table.start(backup(Uuid::now_v7())).unwrap();
-    for _ in 0..8 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
         let asked = table.get(operation.id).unwrap();
         assert_eq!(
             asked.status().phase,
