@@ -25,6 +25,7 @@ use over::{Over, hashes, in_place, replace};
 use pitr_agent::config::Config;
 use pitr_agent::restore;
 use run::{Run, as_database_user, decide, names};
+use rustix::process::{Pid, Signal, kill_process};
 use support::os::{self, Scratch};
 use support::postgres;
 use uuid::Uuid;
@@ -302,6 +303,10 @@ fn an_agent_killed_at_any_stage_goes_on_where_it_was() {
         run.order_promotion().await.unwrap();
         run.kill().await;
         let mut reached = Vec::new();
+        // A database that does not stop keeps the first of these stages.
+        let live = i32::try_from(over.cluster.pid().unwrap()).unwrap();
+        let live = Pid::from_raw(live).unwrap();
+        kill_process(live, Signal::STOP).unwrap();
         for stage in ["promoted", "out", "in", "in-place"] {
             let words = format!("\"stage\": \"{stage}\"");
             let run = over.run_as(&spec, over.config(), id);
@@ -309,6 +314,9 @@ fn an_agent_killed_at_any_stage_goes_on_where_it_was() {
                 reached.push(stage);
             }
             run.kill().await;
+            if stage == "promoted" {
+                kill_process(live, Signal::CONT).unwrap();
+            }
             let text = fs::read_to_string(work.join("restore.json")).unwrap();
             if text.contains("in-place") {
                 break;

@@ -166,6 +166,8 @@ async fn gs_probackup_has_its_own_ways() {
         .spawn()
         .expect("a child");
     wait_for(&go.with_extension("reached")).await;
+    // In another second, so that the second has an id of its own.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     run(&mut backup(&world, &program, &catalog, "FULL", ""))
         .fails_with("a backup is already in progress");
     std::fs::write(&go, "").expect("go");
