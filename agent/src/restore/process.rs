@@ -14,23 +14,28 @@ use tokio::time::timeout;
 
 /// How much of the end of a server's log is searched for its last words, in bytes.
 const LOG_TAIL: u64 = 64 << 10;
-/// How long a server that was told to stop at once may take.
+/// How long a server that was told to stop at once may take, and how long its children may outlive it.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at what ends.
+const LOOK: Duration = Duration::from_millis(20);
+/// What a server and its children are called.
+const SERVERS: [&str; 2] = ["postgres", "gaussdb"];
 
 /// A running server, killed if it is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
     child: Child,
     pid: Pid,
+    data: PathBuf,
     log: PathBuf,
 }
 
 impl Server {
-    /// Starts a server's program in a process group of its own, with its output appended to `log`.
+    /// Starts a server's program on the directory `data` in a process group of its own, with its output appended to `log`.
     pub(super) fn start(
         postgres: &Path,
         argv: &[OsString],
-        directory: &Path,
+        data: &Path,
         log: &Path,
     ) -> io::Result<Self> {
         let output = OpenOptions::new()
@@ -40,7 +45,7 @@ impl Server {
             .open(log)?;
         let child = command(postgres)
             .args(argv)
-            .current_dir(directory)
+            .current_dir(data)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -55,6 +60,7 @@ impl Server {
         Ok(Self {
             child,
             pid,
+            data: data.to_owned(),
             log: log.to_owned(),
         })
     }
@@ -82,9 +88,9 @@ impl Server {
     pub(super) async fn kill(&mut self) -> io::Result<()> {
         self.signal(Signal::QUIT);
         if timeout(QUIT_DEADLINE, self.child.wait()).await.is_err() {
-            // Its children notice that it is gone and end by themselves.
             self.child.start_kill()?;
             self.child.wait().await?;
+            all_ended(&self.data).await?;
         }
         Ok(())
     }
@@ -197,32 +203,91 @@ impl PidFile {
     }
 }
 
-/// Ends a server that an earlier agent left behind in `data`: only a process that has `data` as its working
-/// directory, as every server has.
+/// Ends a server that an earlier agent left behind in `data`, and all that it has started: only processes that have `data` as their
+/// working directory, as every server and its children have.
+///
+/// # Errors
+/// `TimedOut` if something does not end.
 pub(super) async fn end_orphan(data: &Path) -> io::Result<()> {
-    let Some(pid) = PidFile::read(data).and_then(|file| Pid::from_raw(file.pid)) else {
-        return Ok(());
-    };
-    let runs_there = || {
-        let cwd = format!("/proc/{}/cwd", pid.as_raw_nonzero());
-        fs::read_link(cwd).is_ok_and(|cwd| cwd == data)
-    };
-    for (signal, seconds) in [(Signal::QUIT, 10), (Signal::KILL, 10)] {
-        if !runs_there() {
-            return Ok(());
-        }
-        kill_process(pid, signal)?;
-        for _ in 0..seconds * 10 {
-            if !runs_there() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let server = PidFile::read(data).and_then(|file| Pid::from_raw(file.pid));
+    if let Some(server) = server.filter(|server| runs_in(data, *server)) {
+        let _ = kill_process(server, Signal::QUIT);
+        if !until(|| !runs_in(data, server)).await {
+            let _ = kill_process(server, Signal::KILL);
         }
     }
+    all_ended(data).await?;
+    // One that has ended is in the way of the next (`CreateLockFile` asks for its process) until its parent has waited for it; if
+    // that never does, the next server says so.
+    if let Some(server) = server {
+        until(|| !is_zombie(server)).await;
+    }
+    Ok(())
+}
+
+/// Waits until nothing of a server is left in `data`. The children of one that was killed notice it some moments later; one that is
+/// started beside them ends at once, and files that are moved meanwhile may be theirs.
+async fn all_ended(data: &Path) -> io::Result<()> {
+    if until(|| left_in(data).is_empty()).await {
+        return Ok(());
+    }
+    for pid in left_in(data) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    if until(|| left_in(data).is_empty()).await {
+        return Ok(());
+    }
+    let left = left_in(data).into_iter();
+    let left: Vec<_> = left.map(|pid| pid.as_raw_nonzero().to_string()).collect();
     Err(io::Error::new(
         io::ErrorKind::TimedOut,
-        format!("process {} does not end", pid.as_raw_nonzero()),
+        format!(
+            "what is left of an earlier server there does not end: processes {}",
+            left.join(", ")
+        ),
     ))
+}
+
+/// Whether it is so within [`QUIT_DEADLINE`].
+async fn until(is_so: impl Fn() -> bool) -> bool {
+    let waits = async {
+        while !is_so() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    timeout(QUIT_DEADLINE, waits).await.is_ok()
+}
+
+fn runs_in(data: &Path, pid: Pid) -> bool {
+    let cwd = format!("/proc/{}/cwd", pid.as_raw_nonzero());
+    fs::read_link(cwd).is_ok_and(|cwd| cwd == data)
+}
+
+/// Processes of a server in `data`, by their program and their working directory.
+fn left_in(data: &Path) -> Vec<Pid> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_server = |pid: &Pid| {
+        let program = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+        program.is_ok_and(|program| {
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            // One whose file was replaced by an update is `postgres (deleted)`.
+            let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+            SERVERS.contains(&name)
+        })
+    };
+    pids.filter_map(Pid::from_raw)
+        .filter(|pid| runs_in(data, *pid) && is_server(pid))
+        .collect()
+}
+
+/// Whether it has ended, and its parent has not waited for it yet (`proc_pid_stat(5)`).
+fn is_zombie(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
+    })
 }
 
 #[cfg(test)]
@@ -257,9 +322,42 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none());
         let data = there.path().canonicalize().unwrap();
         fs::write(data.join("postmaster.pid"), text).unwrap();
-        end_orphan(&data).await.unwrap();
-        assert!(!child.wait().await.unwrap().success());
+        let (ended, waited) = tokio::join!(end_orphan(&data), child.wait());
+        ended.unwrap();
+        assert!(!waited.unwrap().success());
         end_orphan(Path::new("/nowhere")).await.unwrap();
+    }
+
+    /// Its server was killed, and this has not noticed yet; or it never will.
+    #[tokio::test]
+    async fn children_of_a_server_that_was_killed_are_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let data = scratch.path().canonicalize().unwrap();
+        let program = data.join("postgres");
+        fs::copy("/bin/sleep", &program).unwrap();
+        for (seconds, ends) in [("1", true), ("600", false)] {
+            let mut child = loop {
+                let mut sleep = Command::new(&program);
+                sleep.arg(seconds).current_dir(&data).kill_on_drop(true);
+                match sleep.spawn() {
+                    // Another test's child has not closed what it inherited yet.
+                    Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                    spawned => break spawned.unwrap(),
+                }
+                tokio::time::sleep(LOOK).await;
+            };
+            // Somebody who looks at the files is left alone.
+            let mut looks = Command::new("sleep");
+            looks.arg("60").current_dir(&data).kill_on_drop(true);
+            let mut looks = looks.spawn().unwrap();
+            while left_in(&data).is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+            end_orphan(&data).await.unwrap();
+            assert!(left_in(&data).is_empty());
+            assert_eq!(child.wait().await.unwrap().success(), ends);
+            assert!(looks.try_wait().unwrap().is_none());
+        }
     }
 
     #[test]
