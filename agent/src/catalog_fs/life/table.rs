@@ -17,11 +17,14 @@ pub(super) struct Entry {
 }
 
 /// Whether one of ours is mounted at `point`. If the table cannot be read: yes.
+///
+/// Before Linux 5.8 an unmount elsewhere may hide a line from one reading (commit 9f6c61f96f2d, "proc/mounts: add cursor"), so what
+/// is missing is looked for again.
 pub(super) fn mounted(point: &Path) -> bool {
-    match fs::read("/proc/self/mountinfo") {
+    (0..3).any(|_| match fs::read("/proc/self/mountinfo") {
         Ok(table) => ours(&table).iter().any(|entry| entry.point == point),
         Err(_) => true,
-    }
+    })
 }
 
 /// All of ours in this mount namespace.
