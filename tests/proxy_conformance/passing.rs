@@ -138,7 +138,8 @@ pub(crate) async fn read_write_passes_these(farm: &mut Farm) {
 
 /// A transaction that holds a node's number can neither commit nor roll back: it holds it until its client goes.
 pub(crate) async fn read_write_keeps_transactions_open(farm: &mut Farm) {
-    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted";
+    let held = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted AND backend_type = 'client backend'";
     let mut session = farm.bank(0).await;
     all(
         &mut session,

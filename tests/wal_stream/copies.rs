@@ -1,6 +1,7 @@
 //! Who copies beside the shipping, and who must not ship: a probackup, and the agent of a copied machine.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use support::fleet::Host;
 use support::fuse;
@@ -93,11 +94,17 @@ async fn the_agent_of_a_copied_machine_ships_nothing() {
     let why = refused["last_error"].as_str().unwrap();
     assert!(why.contains("nothing was written"), "{why}");
     let copy = scene.fleet.hosts[1].cluster.as_ref().unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    // The slot goes right after it is said.
+    let until = Instant::now() + Duration::from_mins(1);
+    while copy.query_one("postgres", slots).await != "0" {
+        assert!(Instant::now() < until, "it is still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     for _ in 0..3 {
         copy.execute("SELECT pg_logical_emit_message(false, 'copy', repeat('z', 1 << 20))")
             .await;
     }
-    let slots = "SELECT count(*) FROM pg_replication_slots";
     assert_eq!(copy.query_one("postgres", slots).await, "0");
     // It stays so over a restart.
     scene.fleet.restart_agent(1);
