@@ -103,7 +103,8 @@ async fn copies_are_kept_with_continuous_wal(cluster: &mut ShardedCluster) {
 
 /// The first node's agent is killed before the WAL of the point that is being made is in the bucket, and comes back when it is missed.
 async fn taken_up(cluster: &mut ShardedCluster, mut running: Running) -> Run {
-    until_state(&mut running, "probe").await;
+    until_state(&mut running, "arm").await;
+    // Before anything of the point can be on its way.
     let is_segment = |key: &str| key.contains("/wal/") && !key.contains(".json");
     let server = cluster.bucket.server();
     let held = server.hold(Operation::Put, When::Before, is_segment);

@@ -11,7 +11,7 @@ use support::probackup::trace::{self, Call, Event, Patterns};
 use support::probackup::{Kind, ProbackupUnderTest, replay};
 use support::skip;
 
-use crate::world::{INSTANCE, World, increment, run};
+use crate::world::{INSTANCE, World, increment, next_second, run};
 
 /// A way of treating files that only one side has, on purpose.
 struct Difference {
@@ -262,6 +262,7 @@ fn calls_are_the_recorded_ones(program: &ProbackupUnderTest, test: &str) {
 
     run(world.client("pgbench").args(["-n", "-t", "50", "postgres"])).ok();
     let arguments = world.backup_arguments(&catalog, increment(kind), threads);
+    next_second();
     let seen = traced(&world.scratch, program, &arguments, &catalog);
     compare(kind, increment_of, &trace::recorded(increment_of), &seen);
 }

@@ -166,7 +166,7 @@ impl World {
 }
 
 /// Ids are of one second, and `gs_probackup` refuses a second one.
-fn next_second() {
+pub(crate) fn next_second() {
     let now = || {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.expect("a clock after 1970").as_secs()

@@ -348,7 +348,9 @@ impl Fleet {
         cluster: Option<&Cluster>,
         more: &[&str],
     ) -> Agent {
-        self.agent_on("0", name, root, cluster, more)
+        // One that may be bound again after a kill.
+        let port = os::free_port().to_string();
+        self.agent_on(&port, name, root, cluster, more)
     }
 
     fn agent_on(

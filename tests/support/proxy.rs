@@ -291,9 +291,9 @@ impl ProxyFarm {
             handle: runtime.handle().clone(),
         };
         let slots = (0..options.proxies).map(|index| {
-            let port = options.ports.get(index).copied().unwrap_or(0);
+            let port = options.ports.get(index).copied();
+            let port = port.unwrap_or_else(crate::os::free_port);
             let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
-            let port = listener.local_addr().expect("its address").port();
             let xa = XaLog::new(port);
             let instance = Instance::start(&common, index, listener, Arc::clone(&xa));
             Slot {
