@@ -296,6 +296,8 @@ async fn some_locks_are_answered_before_the_other_proxy_refuses() {
         run(&first, LOCK).await;
         let late = farm.seen(1) == Some(ClusterState::Ok);
         probe_until(&second, false).await;
+        // A proxy that has not heard of its own lock refuses to release it.
+        probe_until(&first, false).await;
         run(&first, UNLOCK).await;
         probe_until(&second, true).await;
         probe_until(&first, true).await;
