@@ -330,6 +330,18 @@ fn a_mount_that_is_held_open_is_detached_and_it_is_said_by_whom() {
 }
 
 #[test]
+fn a_copy_of_the_mount_in_another_namespace_is_in_nobodys_way() {
+    let test = "a_copy_of_the_mount_in_another_namespace";
+    in_every_way(test, |way| {
+        if way != Way::Namespace {
+            let runtime = Runtime::new(way);
+            Scene::start(way, "copied", &runtime.path).ends_well();
+            runtime.is_clean();
+        }
+    });
+}
+
+#[test]
 fn a_killed_agent_takes_its_program_along_and_blocks_nobody() {
     in_every_way("a_killed_agent_takes_its_program_along", |way| {
         let runtime = Runtime::new(way);

@@ -49,7 +49,7 @@ const UNMOUNT: Duration = Duration::from_secs(10);
 /// Between two tries of it.
 const RETRY: Duration = Duration::from_millis(50);
 /// How long the kernel may take to end a session that is not mounted any more.
-const SESSION_END: Duration = Duration::from_secs(5);
+const SESSION_END: Duration = Duration::from_secs(15);
 
 /// How catalogs are to be mounted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -381,19 +381,21 @@ impl Inner {
             MountKind::Root | MountKind::Fusermount => self.detach(patience).await,
         };
         let left = self.runners.left();
+        // Removed now: a mount namespace that was made meanwhile has a copy of the mount and keeps the session alive. With its mount
+        // point a copy goes (since Linux 3.18, commit 8ed936b5671b, "Lazily remove mounts on unlinked files and directories").
+        self.place.remove();
         let late = match &self.session {
-            Some(session) => timeout(SESSION_END, session.over()).await.is_err(),
+            Some(session) if result.is_ok() => timeout(SESSION_END, session.over()).await.is_err(),
+            Some(_) => false,
             None => !left.is_empty(),
         };
-        let result = match result {
+        match result {
             Ok(()) if late => Err(MountError::HeldOpen {
                 path: self.place.point().to_owned(),
                 who: holders(self.place.point(), left).await,
             }),
             result => result,
-        };
-        self.place.remove();
-        result
+        }
     }
 
     /// Unmounts, or after `patience` detaches.

@@ -63,6 +63,7 @@ pub(crate) fn play(scene: &str) {
             "files" => files().await,
             "programs" => programs().await,
             "held" => held().await,
+            "copied" => copied().await,
             "busy" => busy().await,
             "watched" => watched().await,
             "unavailable" => unavailable().await,
@@ -263,6 +264,22 @@ async fn held() {
     assert!(text.contains(&holder) && text.contains("sleep"), "{text}");
     assert!(text.contains(point.to_str().unwrap()), "{text}");
     kill_process(pid(&holder), Signal::KILL).unwrap();
+}
+
+/// Somebody's new mount namespace has all mounts that there are when it is made, and keeps them.
+async fn copied() {
+    let mounted = start().await;
+    let mut other = Command::new("unshare");
+    other
+        .args(["--user", "--map-current-user", "--mount"])
+        .args(["--propagation", "private", "sh", "-c"])
+        .arg("grep -cF \"$0\" /proc/self/mounts; exec sleep 300")
+        .arg(mounted.path())
+        .kill_on_drop(true);
+    let (mut other, copies) = spawn(&mut other).await;
+    assert_eq!(copies, "1");
+    mounted.unmount().await.unwrap();
+    assert!(other.try_wait().unwrap().is_none(), "it is still there");
 }
 
 async fn busy() {
