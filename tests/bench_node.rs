@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::bench::{fill, goal, mc, median, ready_mc, shell};
+use support::bench::{fill, goal, median, ready_mc, shell};
 use support::fleet::{Fleet, wait};
 use support::minio::{self, Minio};
 use support::os;
@@ -254,7 +254,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let zstd = Command::new("zstd").arg("--version").output().is_ok();
-        match (mc(), minio::start(true).await) {
+        match (minio::client_binary(), minio::start(true).await) {
             (Some(mc), Some(minio)) if zstd => bench(mc, minio).await,
             _ => support::skip(
                 "bench-node",

@@ -36,7 +36,7 @@ use pipeline::throttle::Throttle;
 use pipeline::upload::Uploader;
 use pitr_agent::catalog_fs::life::{MountHow, MountSettings, Mounted};
 use pitr_agent::catalog_fs::{BackupSide, CatalogFs, Failure, NoLower, SealedCopy, WalSink};
-use support::bench::{Sink, fill, goal, mc, median, ready_mc, shell};
+use support::bench::{Sink, fill, goal, median, ready_mc, shell};
 use support::fleet::{Fleet, built_program, wait};
 use support::minio::{self, Minio};
 use support::os::{self, Scratch};
@@ -444,7 +444,7 @@ fn main() {
         if let Err(why) = support::fuse::ready() {
             return support::skip("bench-mount", &why);
         }
-        match (mc(), minio::start(true).await) {
+        match (minio::client_binary(), minio::start(true).await) {
             (Some(mc), Some(minio)) => bench(mc, minio).await,
             _ => support::skip(
                 "bench-mount",

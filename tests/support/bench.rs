@@ -153,15 +153,6 @@ pub fn shell(script: &str, environment: &[(&str, &str)]) {
     );
 }
 
-/// The program `mc`, beside minio or on `PATH`.
-pub fn mc() -> Option<PathBuf> {
-    let beside = minio::binary()?.with_file_name("mc");
-    let found = std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|place| place.join("mc"))
-        .find(|path| path.is_file());
-    found.or_else(|| Some(beside).filter(|path| path.is_file()))
-}
-
 /// The words that begin each command line of `mc` for the database user, who knows `minio` as `b`.
 ///
 /// # Panics
