@@ -14,12 +14,14 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use agent_sql::{ConnectOptions, NodeConnection, Password, SqlError};
 use serde_json::Value;
 use support::bucket::Bucket;
 use support::fleet::Fleet;
 use support::opengauss::{self, OpenGauss};
 use support::skip::skip;
 use support::{fuse, os};
+use tokio_util::sync::CancellationToken;
 
 const TEST: &str = "two_real_opengauss_come_back_from_a_full_and_a_ptrack";
 const NAMES: [&str; 2] = ["one", "two"];
@@ -81,6 +83,45 @@ fn sources(fleet: &mut Fleet, programs: &Path, sockets: &Path) -> Vec<OpenGauss>
         add_agent(fleet, name, server.port, Some(&server.data));
     }
     servers
+}
+
+/// A statement of ours that waits for a lock is cut off, and its session goes on: the server ends the connection that the request to
+/// cancel came by.
+async fn a_statement_is_cut_off(server: &OpenGauss) {
+    let options = ConnectOptions {
+        host: "127.0.0.1".to_owned(),
+        port: server.port,
+        user: opengauss::USER.to_owned(),
+        password: Some(Password::new(opengauss::PASSWORD.to_owned())),
+        ..ConnectOptions::default()
+    };
+    let cancel = CancellationToken::new();
+    let node = NodeConnection::connect(&options, CancellationToken::new());
+    let node = node.await.unwrap();
+    let lock = "set xc_maintenance_mode = on; begin; lock table pg_tablespace; select pg_sleep(10)";
+    let held = "select count(*) from pg_locks where relation = 'pg_tablespace'::regclass and mode = 'AccessExclusiveLock' and granted";
+    thread::scope(|scope| {
+        let locker = scope.spawn(|| server.sql(lock));
+        while server.sql(held) != "1" {
+            assert!(!locker.is_finished(), "it was not locked");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let statements = async {
+            let waiting = node.with_cancel(cancel.clone());
+            let (cut, ()) = tokio::join!(waiting.tablespaces(), async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                cancel.cancel();
+            });
+            assert!(matches!(cut, Err(SqlError::Cancelled { .. })), "{cut:?}");
+            assert!(!locker.is_finished(), "it waited for the lock");
+            assert!(!node.is_lost());
+            assert!(!node.in_recovery().await.unwrap());
+            // This one waits for the lock to go: nothing late ends it.
+            assert!(!node.tablespaces().await.unwrap().is_empty());
+        };
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| runtime.block_on(statements));
+    });
 }
 
 /// Rows `from..=to` in both tables of both.
@@ -280,6 +321,7 @@ async fn two_real_opengauss_come_back_from_a_full_and_a_ptrack() {
         let servers = sources(&mut fleet, &programs, &sockets);
         let nodes = fleet.addresses(&[0, 1]);
         let _ = fleet.run(&["check", "--nodes", &nodes]).good();
+        a_statement_is_cut_off(&servers[0]).await;
 
         insert(&servers, 1, 100_000);
         let full = back_up(&fleet, "FULL");

@@ -45,7 +45,8 @@ impl Scene {
             if found == expected {
                 return;
             }
-            assert!(begun.elapsed() < SETTLE, "{found:?}");
+            let late = begun.elapsed() >= SETTLE;
+            assert!(!late, "{:#}", self.metadata(point, &[]).result());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }

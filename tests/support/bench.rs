@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::SystemTime;
 
@@ -16,8 +16,8 @@ use pipeline::store::{
 use pipeline::upload::UploadJournal;
 
 use crate::minio::Minio;
+use crate::os;
 use crate::postgres::Cluster;
-use crate::{minio, os};
 
 /// A stand-in: a store that says yes and drops what it gets.
 #[derive(Debug)]
