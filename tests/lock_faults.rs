@@ -165,7 +165,7 @@ async fn the_proxy_that_locked_is_killed() {
     hands::kill(&mut cluster, 0);
     say("the first proxy is dead");
     hands::until_open(&cluster, 1..2, AGAIN).await;
-    hands::restart(&mut cluster, 0).await;
+    cluster.restart_proxy(0).await;
     hands::until_open(&cluster, 0..2, AGAIN).await;
     let run = running.end().await;
     // The other proxy exports the same in another order.

@@ -99,29 +99,27 @@ async fn a_statement_is_cut_off(server: &OpenGauss) {
     let node = NodeConnection::connect(&options, CancellationToken::new());
     let node = node.await.unwrap();
     let lock = "set xc_maintenance_mode = on; begin; lock table pg_tablespace; select pg_sleep(10)";
+    let mut locker = server.begin_sql(lock);
     let held = "select count(*) from pg_locks where relation = 'pg_tablespace'::regclass and mode = 'AccessExclusiveLock' and granted";
-    thread::scope(|scope| {
-        let locker = scope.spawn(|| server.sql(lock));
-        while server.sql(held) != "1" {
-            assert!(!locker.is_finished(), "it was not locked");
-            thread::sleep(Duration::from_millis(50));
-        }
-        let statements = async {
-            let waiting = node.with_cancel(cancel.clone());
-            let (cut, ()) = tokio::join!(waiting.tablespaces(), async {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                cancel.cancel();
-            });
-            assert!(matches!(cut, Err(SqlError::Cancelled { .. })), "{cut:?}");
-            assert!(!locker.is_finished(), "it waited for the lock");
-            assert!(!node.is_lost());
-            assert!(!node.in_recovery().await.unwrap());
-            // This one waits for the lock to go: nothing late ends it.
-            assert!(!node.tablespaces().await.unwrap().is_empty());
-        };
-        let runtime = tokio::runtime::Handle::current();
-        tokio::task::block_in_place(|| runtime.block_on(statements));
+    while server.sql(held) != "1" {
+        assert!(locker.try_wait().unwrap().is_none(), "it was not locked");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let waiting = node.with_cancel(cancel.clone());
+    let (cut, ()) = tokio::join!(waiting.tablespaces(), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cancel.cancel();
     });
+    assert!(matches!(cut, Err(SqlError::Cancelled { .. })), "{cut:?}");
+    assert!(
+        locker.try_wait().unwrap().is_none(),
+        "it waited for the lock"
+    );
+    assert!(!node.is_lost());
+    assert!(!node.in_recovery().await.unwrap());
+    // This one waits for the lock to go: nothing late ends it.
+    assert!(!node.tablespaces().await.unwrap().is_empty());
+    assert!(locker.wait().unwrap().success());
 }
 
 /// Rows `from..=to` in both tables of both.

@@ -25,13 +25,6 @@ pub(crate) fn kill(cluster: &mut ShardedCluster, number: usize) {
     }
 }
 
-pub(crate) async fn restart(cluster: &mut ShardedCluster, number: usize) {
-    match &mut cluster.proxies {
-        Proxies::StandIn(farm) => farm.restart(number),
-        Proxies::Real(real) => real.restart(number).await,
-    }
-}
-
 pub(crate) fn freeze(cluster: &ShardedCluster, number: usize) {
     match &cluster.proxies {
         Proxies::StandIn(farm) => farm.freeze(number),

@@ -134,6 +134,10 @@ pub(crate) async fn changed_since_the_point(scene: &mut Scene) {
     say("imported with the restore");
     scene.until_usable().await;
     scene.until_differs(point, &[]).await;
+    // It exports more of its storage units than it did.
+    scene.cluster.restart_proxy(0).await;
+    scene.until_usable().await;
+    scene.until_differs(point, &[]).await;
 
     // Without the database nobody knows its passwords.
     scene.said("DROP DATABASE bank").await;

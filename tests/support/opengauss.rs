@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use crate::os;
 
@@ -162,12 +162,21 @@ impl OpenGauss {
     /// # Panics
     /// If it fails.
     pub fn sql(&self, sql: &str) -> String {
+        let client = self.begin_sql(sql);
+        said_by(client, sql)
+    }
+
+    /// Its own client, at a statement.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn begin_sql(&self, sql: &str) -> Child {
         let (sockets, port) = (self.sockets.display().to_string(), self.port.to_string());
         let user = self.database_user();
         // Without ON_ERROR_STOP it ends with 0 when the statement failed, unlike psql.
         let mut args = vec!["-h", &sockets, "-p", &port, "-U", &user, "-d", "postgres"];
         args.extend(["-v", "ON_ERROR_STOP=1", "-At", "-c", sql]);
-        self.run("gsql", &args)
+        begin(self.command(&self.programs.join("gsql")).args(args))
     }
 
     fn command(&self, program: &Path) -> Command {
@@ -184,20 +193,23 @@ impl OpenGauss {
     }
 
     fn run_quietly(&self, program: &Path, args: &[&str]) -> String {
-        let output = self
-            .command(program)
-            .args(args)
-            .output()
-            .expect("it starts");
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "{} {args:?}: {text}{error}",
-            program.display()
-        );
-        text
+        let child = begin(self.command(program).args(args));
+        said_by(child, &format!("{} {args:?}", program.display()))
     }
+}
+
+fn begin(command: &mut Command) -> Child {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("it starts")
+}
+
+/// What a program says that is wanted to succeed.
+fn said_by(child: Child, what: &str) -> String {
+    let output = child.wait_with_output().expect("its output");
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{what}: {text}{error}");
+    text
 }
 
 impl Drop for OpenGauss {

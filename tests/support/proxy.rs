@@ -295,7 +295,7 @@ impl ProxyFarm {
             let port = port.unwrap_or_else(crate::os::free_port);
             let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
             let xa = XaLog::new(port);
-            let instance = Instance::start(&common, index, listener, Arc::clone(&xa));
+            let instance = Instance::start(&common, index, listener, Arc::clone(&xa), false);
             Slot {
                 port,
                 xa,
@@ -353,7 +353,7 @@ impl ProxyFarm {
         self.kill(i);
         let slot = &self.slots[i];
         let listener = TcpListener::bind(("127.0.0.1", slot.port)).expect("the port is still free");
-        let instance = Instance::start(&self.common, i, listener, Arc::clone(&slot.xa));
+        let instance = Instance::start(&self.common, i, listener, Arc::clone(&slot.xa), true);
         let instance = instance.expect("the proxy starts");
         *slot.instance.lock().expect("no panic") = Some(instance);
     }

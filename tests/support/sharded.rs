@@ -219,6 +219,14 @@ impl ShardedCluster {
         }
     }
 
+    /// Kills a proxy and starts it anew.
+    pub async fn restart_proxy(&mut self, number: usize) {
+        match &mut self.proxies {
+            Proxies::StandIn(farm) => farm.restart(number),
+            Proxies::Real(real) => real.restart(number).await,
+        }
+    }
+
     /// Port of a proxy.
     pub fn proxy_port(&self, number: usize) -> u16 {
         match &self.proxies {

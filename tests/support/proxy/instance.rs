@@ -40,6 +40,8 @@ pub(super) struct Common {
 /// One running proxy.
 pub(super) struct Instance {
     pub index: usize,
+    /// Whether it was started before.
+    pub again: bool,
     pub port: u16,
     /// A new one at each start.
     pub id: String,
@@ -78,6 +80,7 @@ impl Instance {
         index: usize,
         listener: std::net::TcpListener,
         xa: Arc<XaLog>,
+        again: bool,
     ) -> io::Result<Arc<Self>> {
         let port = listener.local_addr()?.port();
         listener.set_nonblocking(true)?;
@@ -94,6 +97,7 @@ impl Instance {
         };
         let instance = Arc::new(Self {
             index,
+            again,
             port,
             id: uuid::Uuid::new_v4().to_string(),
             seen: Mutex::new(registry.state()),

@@ -34,7 +34,7 @@ pub(super) fn export(proxy: &Instance) -> String {
         .iter()
         .filter(|(_, database)| !database.units.is_empty())
         .map(|(name, database)| {
-            let yaml = database_yaml(name, database, proxy.index > 0);
+            let yaml = database_yaml(name, database, proxy.index > 0, proxy.again);
             (name.clone(), yaml.into())
         })
         .collect();
@@ -75,7 +75,7 @@ pub(super) fn export(proxy: &Instance) -> String {
 }
 
 /// As it is, passwords unquoted. `backwards`: two real proxies had units and tables in different orders, the same every time.
-fn database_yaml(name: &str, database: &Database, backwards: bool) -> String {
+fn database_yaml(name: &str, database: &Database, backwards: bool, again: bool) -> String {
     let mut units: Vec<_> = database.units.iter().collect();
     let mut rules: Vec<_> = database.rules.iter().collect();
     if backwards {
@@ -95,6 +95,9 @@ fn database_yaml(name: &str, database: &Database, backwards: bool) -> String {
             text,
             "  {unit}:\n    password: {password}\n    url: jdbc:postgresql://{host}:{port}/{database}\n    username: {user}\n"
         );
+        if again {
+            text.push_str("    readOnly: false\n");
+        }
     }
     if rules.is_empty() {
         return text;

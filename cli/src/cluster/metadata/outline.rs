@@ -52,6 +52,26 @@ impl Differences {
     }
 }
 
+/// What a storage unit is anyway. A real proxy 5.5.2 exports it only once it was started anew, so that it tells nothing of the cluster.
+const ANYWAY: (&str, &str) = ("readOnly", "false");
+
+fn is_anyway(line: &str) -> bool {
+    split(line.trim()) == Some(ANYWAY)
+}
+
+/// The settings that tell one database from another.
+fn telling(yaml: &str) -> BTreeSet<String> {
+    let mut all = settings(yaml);
+    all.retain(|setting| {
+        let unit = setting.strip_prefix("dataSources.");
+        !unit.is_some_and(|rest| {
+            rest.rsplit_once('.')
+                .is_some_and(|(_, last)| is_anyway(last))
+        })
+    });
+    all
+}
+
 /// Compares two documents without their secrets.
 pub(super) fn differences(then: &Value, now: &Value) -> Differences {
     let (before, after) = (databases(then), databases(now));
@@ -61,7 +81,7 @@ pub(super) fn differences(then: &Value, now: &Value) -> Differences {
             (Some(_), None) => Change::Missing,
             (None, _) => Change::New,
             (Some(then), Some(now)) => {
-                let (then, now) = (settings(then), settings(now));
+                let (then, now) = (telling(then), telling(now));
                 if then == now {
                     return None;
                 }
@@ -89,11 +109,11 @@ pub(super) fn differences(then: &Value, now: &Value) -> Differences {
     }
 }
 
-/// A document with the lines of each of its texts in order.
+/// A document with the lines of each of its texts in order, but for what a storage unit is anyway.
 pub(super) fn sorted(document: &Value) -> Value {
     match document {
         Value::String(text) => {
-            let mut lines: Vec<&str> = text.lines().collect();
+            let mut lines: Vec<&str> = text.lines().filter(|line| !is_anyway(line)).collect();
             lines.sort_unstable();
             lines.into()
         }
@@ -247,6 +267,17 @@ mod tests {
             document(&json!({"bank": swapped})),
         );
         assert!(differences(&then, &now).is_empty());
+        // A proxy that was started anew says so of each storage unit, and of no rule.
+        let said = YAML.replace(
+            "  ds_1:\n",
+            "    readOnly: false\n  ds_1:\n    readOnly: false\n",
+        );
+        let now = document(&json!({"bank": said}));
+        assert!(differences(&then, &now).is_empty() && differences(&now, &then).is_empty());
+        let said = said.replacen("false", "true", 1);
+        assert!(!differences(&then, &document(&json!({"bank": said}))).is_empty());
+        let said = YAML.replace("    mod:\n", "    mod:\n      readOnly: false\n");
+        assert!(!differences(&then, &document(&json!({"bank": said}))).is_empty());
         let other = YAML.replace("h:2", "h:3");
         let now = document(&json!({"bank": other, "new": "databaseName: new\n"}));
         let then = document(&json!({"bank": YAML, "old": "databaseName: old\n"}));
