@@ -241,6 +241,11 @@ fn exports_are_compared_without_what_passes() {
     assert!(registered.same_as(&bank([unit("ds_1", "b"), unit("ds_0", "a")])));
     assert!(!registered.same_as(&bank([unit("ds_0", "b"), unit("ds_1", "a")])));
     assert!(!registered.same_as(&bank([unit("ds_0", "a"), unit("ds_1", "c")])));
+    // And as one has them that was started anew.
+    let anew = |name: &str, password| unit(name, password) + "    readOnly: false\n";
+    assert!(registered.same_as(&bank([anew("ds_0", "a"), anew("ds_1", "b")])));
+    let changed = anew("ds_1", "b").replace("false", "true");
+    assert!(!registered.same_as(&bank([anew("ds_0", "a"), changed])));
     let broken = MetadataExport::parse("{\"password\": hunter2").unwrap_err();
     assert!(!broken.message.contains("hunter2"));
 }
